@@ -1,0 +1,234 @@
+"""The configuration as frozen dataclasses; made once by ``load.py`` from Hydra's tree, read everywhere, changed nowhere.
+
+The YAML under ``configs/`` lists every key with its default; nothing has a default here.
+The model section keeps the names of Hugging Face's ``config.json``, so that either can build the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    in_channels: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+    out_hidden_size: int
+    num_position_embeddings: int
+    deepstack_visual_indexes: tuple[int, ...]
+    hidden_act: str
+    initializer_range: float
+    rope_theta: float
+
+    @property
+    def patch_values(self) -> int:
+        """Values of one patch, the C of batch.py."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """``num_experts`` 0 is a dense model; the expert keys are then unused."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_act: str
+    rms_norm_eps: float
+    max_position_embeddings: int
+    initializer_range: float
+    rope_theta: float
+    mrope_section: tuple[int, ...]
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    norm_topk_prob: bool
+    router_aux_loss_coef: float
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    text_config: TextConfig
+    vision_config: VisionConfig
+    tie_word_embeddings: bool
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    tp: int
+    pp: int
+    vpp: int
+    cp: int
+    ep: int
+    etp: int
+    sp: bool
+    recompute: str  # none, selective, full
+    vision_recompute: str
+
+
+@dataclass(frozen=True)
+class ParallelOverride:
+    """A stage's own layout; null inherits from ``parallel``."""
+
+    tp: int | None
+    pp: int | None
+    vpp: int | None
+    cp: int | None
+    ep: int | None
+    etp: int | None
+    sp: bool | None
+    recompute: str | None
+    vision_recompute: str | None
+
+
+@dataclass(frozen=True)
+class LearningRateScale:
+    vision: float
+    merger: float
+    language: float
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    lr: float
+    min_lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    clip_grad: float
+    schedule: str  # constant, linear, cosine
+    warmup_steps: int
+    lr_scale: LearningRateScale
+    carry: bool
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    steps: int | None
+    tokens: int | None
+    sequence_length: int
+    global_batch_size: int
+    micro_batch_size: int
+    trainable: tuple[str, ...]
+    mixture: str
+    optimizer: OptimizerConfig
+    parallel: ParallelOverride
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps; ``tokens`` counts positions, padding included."""
+        if self.steps is not None:
+            return self.steps
+        assert self.tokens is not None, "config.check refuses a stage with neither"
+        return -(-self.tokens // (self.global_batch_size * self.sequence_length))
+
+
+@dataclass(frozen=True)
+class Stages:
+    s0: StageConfig
+    s1: StageConfig
+    s2: StageConfig
+    s3: StageConfig
+
+    def __getitem__(self, name: str) -> StageConfig:
+        return {"s0": self.s0, "s1": self.s1, "s2": self.s2, "s3": self.s3}[name]
+
+
+@dataclass(frozen=True)
+class RunSection:
+    dir: str
+    stages: tuple[str, ...]
+    seed: int
+    trace_samples: bool | None
+    resume: str
+    init_from: str | None
+    init_language: str | None
+    init_vision: str | None
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    exponent: float
+    aux_coefficient: float | None  # null: config.json's router_aux_loss_coef
+    chunk_size: int  # labels per chunk of the head
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int
+    keep: int
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    workers: int
+    prefetch: int  # steps read ahead
+    lookahead: int  # waiting tokens of a lane, in sequence lengths
+    max_bad_rate: float
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    every: int  # steps; 0 never
+    mixture: str | None
+    samples: int  # of each source
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    max_skipped_steps: int  # in a row, before the run stops
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    wandb: str  # offline, online, disabled
+    project: str
+    progress: bool
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    run: RunSection
+    model: ModelConfig
+    parallel: ParallelConfig
+    stages: Stages
+    loss: LossConfig
+    dtype: str
+    tokenizer: str | None
+    checkpoint: CheckpointConfig
+    data: DataConfig
+    validation: ValidationConfig
+    guard: GuardConfig
+    log: LogConfig
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of a mixture file."""
+
+    name: str
+    shards: str | tuple[str, ...]
+    weight: float
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    timestamps: str = "mixed"  # seconds, clock, mixed
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    path: str
+    sources: tuple[SourceConfig, ...]

@@ -1,0 +1,16 @@
+"""The one exception that means "the user can mend this"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class UserError(Exception):
+    """A mistake in the configuration or the input. The command prints the problems and exits with 2.
+
+    Each problem is one line that names the key, file or sample and says how to mend it.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
