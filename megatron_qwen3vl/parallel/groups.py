@@ -1,0 +1,234 @@
+"""Process groups. The only importer of megatron's parallel_state and the only reader of RANK and WORLD_SIZE.
+
+Several layouts may follow one another in one job: ``groups.stop()``, then ``start_groups`` with the next one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
+
+from megatron_qwen3vl.errors import UserError
+from megatron_qwen3vl.parallel.device import Device
+from megatron_qwen3vl.parallel.layout import Layout
+
+TIMEOUT_MINUTES = 30
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among all; ``local_rank`` is its place on its node."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+@dataclass(frozen=True)
+class Groups:
+    """This process's place in the grid, and its group of each axis.
+
+    ``model_parallel`` holds the ranks that work on the same packs (tp x cp x pp; megatron's group of that name leaves cp
+    out), ``dp_cp`` those that hold the same parameters. On one pipeline rank both ``is_first_stage`` and
+    ``is_last_stage`` hold.
+    """
+
+    layout: Layout
+    device: Device
+    rank: int
+    world_size: int
+    dp_rank: int
+    dp_size: int
+    tp_rank: int
+    tp_size: int
+    cp_rank: int
+    cp_size: int
+    pp_rank: int
+    pp_size: int
+    ep_rank: int
+    is_first_stage: bool
+    is_last_stage: bool
+    dp: dist.ProcessGroup
+    dp_cp: dist.ProcessGroup
+    tp: dist.ProcessGroup
+    cp: dist.ProcessGroup
+    pp: dist.ProcessGroup
+    ep: dist.ProcessGroup
+    model_parallel: dist.ProcessGroup
+
+    @property
+    def is_writer(self) -> bool:
+        """The one rank that writes what is written once."""
+        return self.rank == 0
+
+    def stop(self) -> None:
+        """End this layout on all ranks, so that another may start; torch.distributed stays up."""
+        dist.barrier()
+        _destroy_groups()
+
+
+def world_size() -> int:
+    """Number of processes of this job, as the launcher says."""
+    return read_place(os.environ).world_size
+
+
+def start_groups(layout: Layout, device: Device, seed: int = 0) -> Groups:
+    """Join the other processes (the first time) and build the groups of ``layout``.
+
+    Every random generator, megatron's tensor-parallel ones included, starts from ``seed``. Raises UserError when the
+    launcher's variables are incomplete and RuntimeError when a layout has not been stopped.
+    """
+    place = read_place(os.environ)
+    if parallel_state.model_parallel_is_initialized():
+        raise RuntimeError("a layout is still up; call Groups.stop() before starting another")
+    if device.type == "cuda":
+        torch.cuda.set_device(place.local_rank)
+    if not dist.is_initialized():
+        _join(place, device)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+        context_parallel_size=layout.cp,
+        expert_model_parallel_size=layout.ep,
+        expert_tensor_parallel_size=layout.etp,
+        distributed_timeout_minutes=TIMEOUT_MINUTES,
+        create_gloo_process_groups=False,
+    )
+    _seed(seed)
+    return Groups(
+        layout=layout,
+        device=device,
+        rank=place.rank,
+        world_size=place.world_size,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=parallel_state.get_tensor_model_parallel_world_size(),
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=parallel_state.get_context_parallel_world_size(),
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        ep_rank=parallel_state.get_expert_model_parallel_rank(),
+        is_first_stage=parallel_state.is_pipeline_first_stage(),
+        is_last_stage=parallel_state.is_pipeline_last_stage(),
+        dp=parallel_state.get_data_parallel_group(),
+        dp_cp=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        tp=parallel_state.get_tensor_model_parallel_group(),
+        cp=parallel_state.get_context_parallel_group(),
+        pp=parallel_state.get_pipeline_model_parallel_group(),
+        ep=parallel_state.get_expert_model_parallel_group(),
+        model_parallel=_model_parallel_group(layout, place.rank),
+    )
+
+
+def shutdown() -> None:
+    """End torch.distributed, whether or not a layout is up. Does nothing when it never started."""
+    if dist.is_initialized():
+        _destroy_groups()
+        dist.destroy_process_group()
+
+
+def all_reduce_sum(tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
+    """Sum over the group (all ranks by default), in place."""
+    dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def broadcast_object(value: T, group: dist.ProcessGroup | None = None) -> T:
+    """The value of the group's first rank, on every rank of it. The value must pickle."""
+    box = [value]
+    dist.broadcast_object_list(box, group=group, group_src=0)
+    return box[0]
+
+
+def all_agree(flag: bool, group: dist.ProcessGroup | None = None) -> bool:
+    """True when ``flag`` is True on every rank of the group."""
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    vote = torch.tensor([int(flag)], device=device)
+    dist.all_reduce(vote, op=dist.ReduceOp.MIN, group=group)
+    return bool(vote.item())
+
+
+def read_place(environment: Mapping[str, str]) -> Place:
+    """torchrun's variables, else those of a Slurm step, else a single process. Raises UserError when some are missing."""
+    if "RANK" in environment or "WORLD_SIZE" in environment:
+        missing = [name for name in ("RANK", "WORLD_SIZE") if name not in environment]
+        if missing:
+            raise UserError(f"{missing[0]}: missing from the environment; start with torchrun, Slurm or plain python")
+        local_rank = environment.get("LOCAL_RANK", "0")
+        return Place(int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(local_rank))
+    if "SLURM_PROCID" in environment:
+        # Inside a batch script or a shell of salloc, SLURM_NTASKS counts the whole job; a step knows its own tasks.
+        tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
+        return Place(int(environment["SLURM_PROCID"]), int(tasks), int(environment.get("SLURM_LOCALID", "0")))
+    return Place(0, 1, 0)
+
+
+def first_host(node_list: str) -> str:
+    """The first name of a Slurm node list: ``gpu[03-07,9],x1`` -> ``gpu03``."""
+    found = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", node_list)
+    if found is None:
+        raise UserError(f"SLURM_NODELIST={node_list!r}: no host name in it; set MASTER_ADDR")
+    return found.group(1) + (found.group(2) or "")
+
+
+def _join(place: Place, device: Device) -> None:
+    timeout = datetime.timedelta(minutes=TIMEOUT_MINUTES)
+    if place.world_size == 1:
+        dist.init_process_group(device.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    address = os.environ.get("MASTER_ADDR") or first_host(os.environ.get("SLURM_NODELIST", ""))
+    # Every task of a job derives the same port, and two jobs on a node rarely do.
+    port = int(os.environ.get("MASTER_PORT") or 20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
+    dist.init_process_group(
+        device.backend,
+        init_method=f"tcp://{address}:{port}",
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timeout,
+    )
+
+
+def _model_parallel_group(layout: Layout, rank: int) -> dist.ProcessGroup:
+    grid = parallel_state.RankGenerator(
+        tp=layout.tp, ep=1, dp=layout.dp, pp=layout.pp, cp=layout.cp, order="tp-cp-ep-dp-pp"
+    )
+    own = None
+    for ranks in grid.get_ranks("tp-cp-pp"):
+        group = parallel_state.create_group(
+            ranks, timeout=datetime.timedelta(minutes=TIMEOUT_MINUTES), group_desc="TENSOR_CONTEXT_PIPELINE"
+        )
+        if rank in ranks:
+            own = group
+    assert own is not None, "every rank is in one of the groups"
+    return own
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def _destroy_groups() -> None:
+    # megatron forgets its groups without ending them, and its MoE log would keep reducing over dead ones
+    groups = [group for group in parallel_state._global_process_group_list or [] if group is not None]
+    parallel_state.destroy_model_parallel()
+    get_moe_layer_wise_logging_tracker().clear()
+    for group in groups:
+        dist.destroy_process_group(group)
