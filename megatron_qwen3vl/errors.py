@@ -14,3 +14,15 @@ class UserError(Exception):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class BadSample(Exception):
+    """One sample cannot be used. The message is the reason that ``quarantine.jsonl`` shows; the run goes on."""
+
+
+class Stopped(Exception):
+    """A signal asked for a stop and the state has been saved; the command exits with 75."""
+
+
+class Stopped(Exception):
+    """A signal ended the run after its state was saved. The command exits with 75, so that a scheduler starts it again."""

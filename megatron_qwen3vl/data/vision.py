@@ -1,0 +1,252 @@
+"""Encoded images -> uint8 patches and their grid, equal to transformers' torchvision processors.
+
+    bytes -> check the header's size -> decode, EXIF-turned, RGB -> resize (smart_resize, antialiased bicubic on uint8)
+          -> patches [P, C] in 2x2 blocks -> (the model normalises on its device: (x/255 - 0.5)/0.5)
+
+Sizes need only the header (``image_size``, ``image_grid``, ``video_grid``), so packs are planned without decoding.
+Sources of the rules: transformers 5.23 ``image_processing_qwen2_vl.smart_resize`` and ``patchify``,
+``video_processing_qwen3_vl.smart_resize`` and ``patchify``, ``image_utils.load_image`` (EXIF orientation is applied,
+alpha is dropped by convert("RGB")).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+
+from megatron_qwen3vl.config.schema import VisionConfig
+from megatron_qwen3vl.errors import BadSample, UserError
+
+MAX_ASPECT = 200  # of smart_resize
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+
+@dataclass(frozen=True)
+class VisionLimits:
+    """Pixels after resizing: of one image, and of one video over all its frames."""
+
+    image_min_pixels: int
+    image_max_pixels: int
+    video_min_pixels: int
+    video_max_pixels: int
+
+    def override(self, min_pixels: int | None, max_pixels: int | None) -> VisionLimits:
+        """A source's own limits, which hold for its images and for its videos."""
+        return VisionLimits(
+            image_min_pixels=self.image_min_pixels if min_pixels is None else min_pixels,
+            image_max_pixels=self.image_max_pixels if max_pixels is None else max_pixels,
+            video_min_pixels=self.video_min_pixels if min_pixels is None else min_pixels,
+            video_max_pixels=self.video_max_pixels if max_pixels is None else max_pixels,
+        )
+
+
+# The preprocessor_config.json and video_preprocessor_config.json published with every Qwen3-VL model.
+PUBLISHED_LIMITS = VisionLimits(
+    image_min_pixels=65_536, image_max_pixels=16_777_216, video_min_pixels=4_096, video_max_pixels=25_165_824
+)
+
+
+def read_limits(folder: str | Path | None, vision: VisionConfig) -> VisionLimits:
+    """Limits from the processor files in a Hugging Face folder; what is absent has the published value.
+
+    Raises:
+        UserError: a file is not JSON, or asks for patches or a normalisation that this model does not do.
+    """
+    if folder is None:
+        return PUBLISHED_LIMITS
+    problems: list[str] = []
+    image = _read_processor(Path(folder) / "preprocessor_config.json", vision, problems)
+    video = _read_processor(Path(folder) / "video_preprocessor_config.json", vision, problems)
+    if problems:
+        raise UserError(problems)
+    published = PUBLISHED_LIMITS
+    return VisionLimits(
+        image_min_pixels=image.get("shortest_edge", published.image_min_pixels),
+        image_max_pixels=image.get("longest_edge", published.image_max_pixels),
+        video_min_pixels=video.get("shortest_edge", published.video_min_pixels),
+        video_max_pixels=video.get("longest_edge", published.video_max_pixels),
+    )
+
+
+def _read_processor(path: Path, vision: VisionConfig, problems: list[str]) -> dict[str, int]:
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(f"{path}: not readable JSON ({error}); copy it again from the model's folder")
+        return {}
+    if not isinstance(tree, dict):
+        problems.append(f"{path}: not a JSON object; copy it again from the model's folder")
+        return {}
+    wanted = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "image_mean": [0.5] * vision.in_channels,
+        "image_std": [0.5] * vision.in_channels,
+        "cap_pixels_per_frame": False,
+    }
+    for key, value in wanted.items():
+        if tree.get(key) is not None and tree[key] != value:
+            problems.append(f"{path}: {key}={tree[key]} but only {value} can be trained with; use the model's own file")
+    size = tree.get("size")
+    edges = dict(size) if isinstance(size, dict) else {}
+    # Older processor files name the same limits min_pixels and max_pixels.
+    for old, new in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+        if tree.get(old) is not None:
+            edges[new] = tree[old]
+    edges = {key: edges[key] for key in ("shortest_edge", "longest_edge") if edges.get(key) is not None}
+    for key, value in edges.items():
+        if not isinstance(value, int) or value < 1:
+            problems.append(f"{path}: size.{key}={value!r} is not a number of pixels")
+    return edges
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(height, width) as ``decode`` will give them, from the header.
+
+    Raises:
+        BadSample: not a JPEG, PNG or WebP, or so large that decoding it would fill the memory.
+    """
+    image = _open(data)
+    width, height = image.size
+    try:
+        # Pillow decodes a whole PNG to look for EXIF behind the pixels; the chunk's name tells whether there is any.
+        if image.format == "PNG" and not any(mark in data for mark in _PNG_ORIENTATION_MARKS):
+            return height, width
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except Exception as error:  # Pillow's parsers raise anything on hostile files
+        raise BadSample(f"image has unreadable EXIF: {error}") from error
+    return (width, height) if turned else (height, width)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """uint8 [height, width, 3], turned by its EXIF orientation.
+
+    Raises:
+        BadSample: not a JPEG, PNG or WebP, cut off, corrupt, or too large.
+    """
+    image = _open(data)
+    try:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and others
+        raise BadSample(f"image cannot be decoded: {error}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """Reads the header only; Pillow's own check of the size is made an error from its first level on (89M pixels)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return Image.open(io.BytesIO(data), formats=_FORMATS)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise BadSample(f"image is too large to decode: {error}") from error
+        except Image.UnidentifiedImageError as error:
+            raise BadSample("image is not a JPEG, PNG or WebP file") from error
+        except Exception as error:
+            raise BadSample(f"image header cannot be read: {error}") from error
+
+
+def image_grid(height: int, width: int, limits: VisionLimits, vision: VisionConfig) -> tuple[int, int, int]:
+    """(1, h, w) in patches of an image of ``height`` x ``width`` pixels after the resize rule for images.
+
+    Raises:
+        BadSample: one side is more than 200 times the other.
+    """
+    _check_aspect(height, width)
+    factor = vision.patch_size * vision.spatial_merge_size
+    sides = _within(height, width, 1, 1, factor, limits.image_min_pixels, limits.image_max_pixels)
+    return 1, sides[0] // vision.patch_size, sides[1] // vision.patch_size
+
+
+def video_grid(
+    num_frames: int, height: int, width: int, limits: VisionLimits, vision: VisionConfig
+) -> tuple[int, int, int]:
+    """(t, h, w) of a video of equal frames: t temporal groups of h x w patches, after the resize rule for videos.
+
+    transformers refuses fewer frames than a group holds; here the frame is repeated, as an odd last one is.
+
+    Raises:
+        BadSample: one side is more than 200 times the other.
+    """
+    group = vision.temporal_patch_size
+    frames = max(num_frames, group)
+    factor = vision.patch_size * vision.spatial_merge_size
+    if height < factor or width < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    _check_aspect(height, width)
+    filled = round(frames / group) * group
+    sides = _within(height, width, frames, filled, factor, limits.video_min_pixels, limits.video_max_pixels)
+    return -(-frames // group), sides[0] // vision.patch_size, sides[1] // vision.patch_size
+
+
+def _check_aspect(height: int, width: int) -> None:
+    if min(height, width) < 1:
+        raise BadSample(f"image of {width} x {height} pixels is empty")
+    if max(height, width) / min(height, width) > MAX_ASPECT:
+        raise BadSample(f"image of {width} x {height} pixels is more than {MAX_ASPECT} times as long as wide")
+
+
+def _within(
+    height: int, width: int, frames: int, filled: int, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """smart_resize: sides that are multiples of ``factor``, the whole of ``filled`` frames within the limits."""
+    rounded = round(height / factor) * factor, round(width / factor) * factor
+    volume = filled * rounded[0] * rounded[1]
+    if volume > max_pixels:
+        shrink = math.sqrt(frames * height * width / max_pixels)
+        return (
+            max(factor, math.floor(height / shrink / factor) * factor),
+            max(factor, math.floor(width / shrink / factor) * factor),
+        )
+    if volume < min_pixels:
+        grow = math.sqrt(min_pixels / (frames * height * width))
+        return math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
+    return rounded
+
+
+def make_patches(frames: Sequence[np.ndarray], grid: tuple[int, int, int], vision: VisionConfig) -> np.ndarray:
+    """Resize to the grid and cut.
+
+    Args:
+        frames: one image, or the frames of a video, uint8 [height, width, 3] of equal size.
+        grid: (t, h, w) from ``image_grid`` or ``video_grid``; missing frames repeat the last one.
+
+    Returns:
+        uint8 [t * h * w, C]: by group, then 2x2 blocks row by row, then the patches of a block; values of a patch in
+        channel x time x row x column order.
+    """
+    groups, rows, columns = grid
+    size, merge, depth = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+    pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()  # [frames, 3, height, width]
+    resized = _resize(pixels, rows * size, columns * size)
+    missing = groups * depth - len(frames)
+    if missing:
+        resized = torch.cat([resized, resized[-1:].expand(missing, -1, -1, -1)])
+    channels = resized.shape[1]
+    blocks = resized.reshape(groups, depth, channels, rows // merge, merge, size, columns // merge, merge, size)
+    # -> group, block row, block column, row in block, column in block, channel, time, row, column
+    ordered = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return ordered.reshape(groups * rows * columns, channels * depth * size * size).numpy()
+
+
+def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """What torchvision.transforms.v2.functional.resize does to uint8 with antialiased bicubic."""
+    if pixels.shape[-2:] == (height, width):
+        return pixels
+    return torch.nn.functional.interpolate(
+        pixels, size=(height, width), mode="bicubic", align_corners=False, antialias=True
+    )
