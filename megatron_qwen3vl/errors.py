@@ -22,7 +22,3 @@ class BadSample(Exception):
 
 class Stopped(Exception):
     """A signal asked for a stop and the state has been saved; the command exits with 75."""
-
-
-class Stopped(Exception):
-    """A signal ended the run after its state was saved. The command exits with 75, so that a scheduler starts it again."""

@@ -1,0 +1,127 @@
+"""Everything one stage needs, built in the order model -> optimizer -> weights -> data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.transformer.moe import moe_utils
+
+from megatron_qwen3vl.config.schema import RunConfig, StageConfig
+from megatron_qwen3vl.convert.hf import load_hf
+from megatron_qwen3vl.data.loader import Loader, LoaderConfig
+from megatron_qwen3vl.data.mixture import load_mixture
+from megatron_qwen3vl.data.source import Source, open_source
+from megatron_qwen3vl.data.tokenizer import Tokenizer
+from megatron_qwen3vl.data.vision import VisionLimits
+from megatron_qwen3vl.model.build import build_model
+from megatron_qwen3vl.parallel.groups import Groups
+from megatron_qwen3vl.parallel.layout import resolve
+from megatron_qwen3vl.train.chain import Start
+from megatron_qwen3vl.train.checkpoint import is_checkpoint, load_checkpoint
+from megatron_qwen3vl.train.forward import prepare_schedule
+from megatron_qwen3vl.train.ingredients import Ingredients
+from megatron_qwen3vl.train.optimizer import build_optimizer
+
+
+@dataclass(frozen=True)
+class StageParts:
+    chunks: Sequence[torch.nn.Module]
+    optimizer: MegatronOptimizer
+    loader: Loader
+    domains: Sequence[str]
+    tokenizer: Tokenizer
+    limits: VisionLimits
+    side_files: Mapping[str, bytes]
+    num_experts: int
+
+    def zero_gradients(self) -> None:
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+    def aux_loss(self, num_batches: int) -> float | None:
+        """The router's balance loss of the last step, mean over layers and micro-batches; None for a dense model."""
+        if self.num_experts == 0:
+            return None
+        moe_utils.reduce_aux_losses_tracker_across_ranks()
+        tracker = moe_utils.get_moe_layer_wise_logging_tracker()
+        values = [float(entry["values"].mean()) / num_batches for entry in tracker.values()]
+        moe_utils.clear_aux_losses_tracker()
+        return sum(values)
+
+
+def open_sources(config: RunConfig, mixture_path: str, ingredients: Ingredients) -> tuple[list[Source], list[float]]:
+    """The sources of a mixture file and their weights."""
+    mixture = load_mixture(mixture_path)
+    base = Path(mixture.path).parent
+    sources = [
+        open_source(source, base, ingredients.tokenizer, ingredients.limits, config.model) for source in mixture.sources
+    ]
+    return sources, [source.weight for source in mixture.sources]
+
+
+def build_stage(
+    config: RunConfig, name: str, start: Start | None, ingredients: Ingredients, groups: Groups
+) -> StageParts:
+    """Build one stage; ``start`` says which weights (and, inside a stage, which state) it goes on from."""
+    stage = config.stages[name]
+    parallel = resolve(config.parallel, stage.parallel)
+    sources, weights = open_sources(config, stage.mixture, ingredients)
+    loader = Loader(
+        sources,
+        LoaderConfig(
+            weights=tuple(weights),
+            seed=config.run.seed,
+            stage=name,
+            sequence_length=stage.sequence_length,
+            global_batch_size=stage.global_batch_size,
+            num_ranks=groups.dp_size,
+            rank=groups.dp_rank,
+            pixels=groups.is_first_stage,
+            pad_id=ingredients.tokenizer.pad_id,
+            workers=config.data.workers,
+            prefetch=config.data.prefetch,
+            lookahead=config.data.lookahead,
+        ),
+        state=start.state["loader"] if start is not None and start.state is not None else None,
+    )
+    chunks = build_model(
+        config.model, parallel, groups, config.dtype, config.loss, stage.trainable, seed=config.run.seed
+    )
+    prepare_schedule(chunks)
+    optimizer = build_optimizer(chunks, stage.optimizer, config.dtype)
+    _load_weights(config, stage, start, chunks, optimizer, groups)
+    return StageParts(
+        chunks=chunks,
+        optimizer=optimizer,
+        loader=loader,
+        domains=sorted({domain for source in sources for domain in source.domains}),
+        tokenizer=ingredients.tokenizer,
+        limits=ingredients.limits,
+        side_files=ingredients.side_files,
+        num_experts=config.model.text_config.num_experts,
+    )
+
+
+def _load_weights(
+    config: RunConfig,
+    stage: StageConfig,
+    start: Start | None,
+    chunks: Sequence[torch.nn.Module],
+    optimizer: MegatronOptimizer,
+    groups: Groups,
+) -> None:
+    if start is not None and start.weights is not None:
+        inside = start.state is not None
+        load_checkpoint(start.weights, chunks, optimizer if inside or stage.optimizer.carry else None, groups)
+    elif config.run.init_from is not None:
+        folder = Path(config.run.init_from)
+        if is_checkpoint(folder):
+            load_checkpoint(folder, chunks, None, groups)
+        else:
+            load_hf(chunks, config.model, folder, groups)
+    optimizer.reload_model_params()

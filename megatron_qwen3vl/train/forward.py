@@ -1,0 +1,65 @@
+"""The only place that knows megatron-core's calling convention.
+
+A schedule multiplies the loss by the context-parallel size, divides it by the number of micro-batches, and
+megatron's DDP averages gradients over data and context parallel ranks. Our loss is a sum over everything, so
+``sum_scale`` undoes exactly these: num_microbatches x data-parallel size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
+
+from megatron_qwen3vl.batch import Batch
+from megatron_qwen3vl.train.loss import MicroBatchLoss, weigh
+
+
+def prepare_schedule(chunks: Sequence[torch.nn.Module]) -> None:
+    """Tell megatron how to close a step: reduce gradients over every axis, and divide by nothing (loss.py did)."""
+    config = get_model_config(chunks[0])
+    config.finalize_model_grads_func = finalize_gradients
+    config.grad_scale_func = None
+
+
+def finalize_gradients(
+    chunks: list[torch.nn.Module],
+    num_tokens: torch.Tensor | None = None,
+    pg_collection: object | None = None,
+    force_all_reduce: bool | None = False,
+) -> None:
+    """megatron's reduction without its division by an integer token count."""
+    finalize_model_grads(chunks, None, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
+
+
+def run_schedule(
+    chunks: Sequence[torch.nn.Module],
+    batches: Sequence[Batch],
+    normaliser: float,
+    data_parallel_size: int,
+    forward_only: bool = False,
+) -> list[MicroBatchLoss]:
+    """Forward (and backward) of this rank's micro-batches; reports on the last pipeline rank, else an empty list.
+
+    All batches hold the same number of positions.
+    """
+    scale = len(batches) * data_parallel_size / normaliser
+
+    def forward_step(source: Iterator[Batch], model: torch.nn.Module) -> tuple[torch.Tensor, object]:
+        batch = next(source)
+        return model(batch), partial(weigh, batch=batch, scale=scale)
+
+    reports = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=[iter(batches) for _ in chunks],
+        model=list(chunks),
+        num_microbatches=len(batches),
+        seq_length=len(batches[0].input_ids),
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    return list(reports)

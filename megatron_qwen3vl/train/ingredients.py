@@ -1,0 +1,45 @@
+"""What a run takes from beside its weights: the model's shape, the tokenizer, the pixel limits, the files that travel."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from pathlib import Path
+
+from megatron_qwen3vl.config.schema import RunConfig
+from megatron_qwen3vl.convert.config import read_config, to_hf_config
+from megatron_qwen3vl.convert.hf import read_side_files
+from megatron_qwen3vl.data.tokenizer import BUILT_IN, Tokenizer, load_tokenizer
+from megatron_qwen3vl.data.vision import VisionLimits, read_limits
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What all stages of a run share: found before anything expensive starts."""
+
+    tokenizer: Tokenizer
+    limits: VisionLimits
+    side_files: Mapping[str, bytes]  # config.json, tokenizer and processor files: they travel with every checkpoint
+
+
+def with_model_of_origin(config: RunConfig) -> RunConfig:
+    """``run.init_from``'s config.json decides the shape and beats ``model``."""
+    if config.run.init_from is None:
+        return config
+    return replace(config, model=read_config(Path(config.run.init_from)))
+
+
+def find_ingredients(config: RunConfig) -> Ingredients:
+    """Raises UserError naming the folder or file that is missing or does not fit the model."""
+    origin = Path(config.run.init_from) if config.run.init_from is not None else None
+    has_tokenizer = origin is not None and (origin / "tokenizer.json").exists()
+    folder = config.tokenizer or (str(origin) if has_tokenizer else None)
+    side_files = dict(read_side_files(origin)) if origin is not None else {}
+    if config.tokenizer is not None or not has_tokenizer:
+        side_files.update(read_side_files(Path(folder) if folder is not None else BUILT_IN))
+    hf_config = to_hf_config(config.model, config.dtype)
+    side_files.setdefault("config.json", json.dumps(hf_config, indent=2).encode())
+    return Ingredients(
+        tokenizer=load_tokenizer(folder, config.model), limits=read_limits(origin), side_files=side_files
+    )

@@ -1,0 +1,97 @@
+"""``pretrain``: the stages of ``run.stages``, one after another, in one job.
+
+Each stage has its own layout. It ends with a checkpoint; its process groups are taken down, and the next stage, or the
+next job, loads that checkpoint into its own layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from megatron_qwen3vl.config.check import check_run
+from megatron_qwen3vl.config.load import dump_yaml
+from megatron_qwen3vl.config.schema import RunConfig
+from megatron_qwen3vl.model.flops import count_parameters
+from megatron_qwen3vl.parallel.device import Device, start_device
+from megatron_qwen3vl.parallel.groups import from_first_rank, is_first_rank, join, shutdown, start_groups, world_size
+from megatron_qwen3vl.parallel.layout import Layout, resolve
+from megatron_qwen3vl.train.assemble import build_stage
+from megatron_qwen3vl.train.chain import Start, find_start
+from megatron_qwen3vl.train.checkpoint import latest_checkpoint, read_state
+from megatron_qwen3vl.train.ingredients import Ingredients, find_ingredients, with_model_of_origin
+from megatron_qwen3vl.train.progress import StageSummary, print_summary
+from megatron_qwen3vl.train.records import Records, open_records
+from megatron_qwen3vl.train.stop import StopSignal
+from megatron_qwen3vl.train.trainer import Origin, Progress, StageRun
+from megatron_qwen3vl.train.validation import Validation
+
+TRACED_BELOW = 1_000_000_000  # parameters: samples.jsonl by default
+
+
+def pretrain(config: RunConfig) -> None:
+    """Run to the end of the last stage.
+
+    Raises UserError for what the user can mend, Stopped after a signal was answered by saving, RunFailed otherwise.
+    """
+    config = with_model_of_origin(config)
+    check_run(config, world_size())
+    ingredients = find_ingredients(config)
+    device = start_device()
+    stop = StopSignal()
+    try:
+        join(device)
+        start = from_first_rank(lambda: find_start(config, ingredients.tokenizer.fingerprint))
+        records = _open_records(config, start)
+        summaries = _run_stages(config, start, ingredients, device, records, stop)
+        records.close()
+    finally:
+        stop.restore()
+        shutdown()
+    if summaries and config.log.progress and is_first_rank():
+        print_summary(summaries)
+
+
+def _run_stages(
+    config: RunConfig, start: Start, ingredients: Ingredients, device: Device, records: Records, stop: StopSignal
+) -> list[StageSummary]:
+    summaries = []
+    for name in config.run.stages[start.stage :]:
+        parallel = resolve(config.parallel, config.stages[name].parallel)
+        groups = start_groups(Layout.from_config(parallel, world_size()), device, config.run.seed)
+        parts = build_stage(config, name, start, ingredients, groups)
+        validation = Validation(config, name, ingredients, parts, groups, device)
+        run = StageRun(config, name, parts, _origin(start), groups, device, records, stop, validation)
+        summaries.append(run.fit())
+        groups.stop()
+        start = Start(start.stage + 1, latest_checkpoint(Path(config.run.dir) / "checkpoints" / name), None)
+    return summaries
+
+
+def _origin(start: Start) -> Origin:
+    """What the stage goes on from, out of the checkpoint's state."""
+    if start.weights is None:
+        return Origin(Progress(), None)
+    state = read_state(start.weights)
+    if start.state is None:
+        return Origin(Progress(total_steps=state["total_steps"]), state["sections"])
+    return Origin(Progress(**state["progress"]), state["sections"])
+
+
+def _open_records(config: RunConfig, start: Start) -> Records:
+    """The run's files, cut back to the checkpoint the run goes on from; and its resolved configuration."""
+    writer, folder = is_first_rank(), Path(config.run.dir)
+    if writer:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump_yaml(config))
+    inside = start.weights is not None and start.weights.resolve().is_relative_to(folder.resolve())
+    trace = config.run.trace_samples
+    return open_records(
+        folder,
+        lengths=read_state(start.weights)["files"] if inside and start.weights is not None else {},
+        trace_samples=trace if trace is not None else count_parameters(config.model) < TRACED_BELOW,
+        wandb_mode=config.log.wandb,
+        project=config.log.project,
+        config=asdict(config),
+        writer=writer,
+    )

@@ -1,0 +1,65 @@
+"""What a run leaves behind, written by one rank; on the others every call does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_qwen3vl.data.loader import Step
+from megatron_qwen3vl.train.metrics import RunFiles, WandbLog
+
+
+class Records:
+    def __init__(self, files: RunFiles | None, wandb: WandbLog | None, trace_samples: bool) -> None:
+        self._files, self._wandb, self._trace = files, wandb, trace_samples
+
+    def step(
+        self, row: Mapping[str, Any], data: Step, failures: Sequence[tuple[str, str]], total_step: int
+    ) -> None:
+        """metrics.jsonl, samples.jsonl (when traced), quarantine.jsonl and wandb for one step."""
+        if self._files is None:
+            return
+        where = {"stage": row["stage"], "step": row["step"]}
+        self._files.write("metrics.jsonl", row)
+        if self._trace:
+            self._files.write("samples.jsonl", {**where, "keys": list(data.keys)})
+        for key, reason in failures:
+            self._files.write("quarantine.jsonl", {**where, "kind": "failed", "key": key, "reason": reason})
+        for key, reason in data.left_out:
+            self._files.write("quarantine.jsonl", {**where, "kind": "left out", "key": key, "reason": reason})
+        if self._wandb is not None:
+            self._wandb.log(row, total_step)
+
+    def skipped(self, stage: str, step: int, reason: str, keys: Sequence[str]) -> None:
+        if self._files is not None:
+            self._files.write("skipped.jsonl", {"stage": stage, "step": step, "reason": reason, "keys": list(keys)})
+
+    def validation(self, row: Mapping[str, Any]) -> None:
+        if self._files is not None:
+            self._files.write("validation.jsonl", row)
+
+    def lengths(self) -> dict[str, int]:
+        return self._files.lengths() if self._files is not None else {}
+
+    def close(self) -> None:
+        if self._files is not None:
+            self._files.close()
+        if self._wandb is not None:
+            self._wandb.close()
+
+
+def open_records(
+    folder: Path,
+    lengths: Mapping[str, int],
+    trace_samples: bool,
+    wandb_mode: str,
+    project: str,
+    config: Mapping[str, Any],
+    writer: bool,
+) -> Records:
+    """``lengths`` cuts the files back to the checkpoint the run goes on from."""
+    if not writer:
+        return Records(None, None, False)
+    files = RunFiles(folder, lengths)
+    return Records(files, WandbLog(wandb_mode, project, folder, config), trace_samples)

@@ -1,0 +1,287 @@
+"""The loop.
+
+    pretrain -> StageRun.fit -> StageRun.step -> run_schedule [megatron] -> forward_step -> Qwen3VL.forward
+
+A step: next packs -> counts and the normaliser, agreed by all ranks -> forward and backward -> update or, for a
+non-finite loss or gradient, nothing at all -> figures.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+from megatron_qwen3vl.batch import Batch, Pack, collate
+from megatron_qwen3vl.config.schema import RunConfig
+from megatron_qwen3vl.errors import Stopped, UserError
+from megatron_qwen3vl.parallel.device import Device
+from megatron_qwen3vl.parallel.groups import Groups, gather_objects
+from megatron_qwen3vl.train import figures
+from megatron_qwen3vl.train.assemble import StageParts
+from megatron_qwen3vl.train.chain import sections
+from megatron_qwen3vl.train.checkpoint import prune, save_checkpoint
+from megatron_qwen3vl.train.forward import run_schedule
+from megatron_qwen3vl.train.gradients import GradientCheck
+from megatron_qwen3vl.train.optimizer import learning_rate, set_learning_rate, step_optimizer
+from megatron_qwen3vl.train.progress import Display, StageSummary
+from megatron_qwen3vl.train.records import Records
+from megatron_qwen3vl.train.stop import StopSignal
+from megatron_qwen3vl.train.validation import Validation
+
+
+class RunFailed(Exception):
+    """The run cannot go on for a reason that is not in the configuration (exit status 1)."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers beside tensors and the loader's state."""
+
+    step: int = 0
+    total_steps: int = 0
+    samples: int = 0
+    failed: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    checked: list[str] = field(default_factory=list)
+    first_loss: float | None = None
+    last_loss: float | None = None
+    failures_by_source: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a stage stands when it begins: its progress, and what the stages before it agreed on."""
+
+    progress: Progress
+    sections: dict | None
+
+
+class StageRun:
+    """One stage of one job: its model, optimizer, loader, and the loop over its steps."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stage: str,
+        parts: StageParts,
+        origin: Origin,
+        groups: Groups,
+        device: Device,
+        records: Records,
+        stop: StopSignal,
+        validation: Validation,
+    ) -> None:
+        self.config, self.name, self.stage = config, stage, config.stages[stage]
+        self.parts, self.progress = parts, origin.progress
+        self.groups, self.device, self.records, self.stop = groups, device, records, stop
+        self.sections = sections(config, stage, parts.tokenizer.fingerprint, origin.sections)
+        self.validation = validation
+        visible = groups.is_writer and config.log.progress
+        self.display = Display(stage, self.progress.step, self.stage.num_steps, enabled=visible)
+
+    def fit(self) -> StageSummary:
+        """Run to the stage's last step. Raises Stopped after saving when a signal asked for it."""
+        try:
+            while self.progress.step < self.stage.num_steps:
+                row, stop = self.step()
+                self.display.step(row)
+                last = self.progress.step == self.stage.num_steps
+                self._validate(last)
+                if last:
+                    self._refuse_bad_data(at_end=True)
+                if last or stop or self.progress.step % self.config.checkpoint.every == 0:
+                    self.save()
+                if stop:
+                    raise Stopped(f"stopped by a signal after saving {self.name} step {self.progress.step}")
+        finally:
+            self.display.close()
+            self.parts.loader.close()
+        return self.summary()
+
+    def step(self) -> tuple[dict, bool]:
+        """One optimizer step -> (its metrics row, whether a signal asked to stop)."""
+        began = time.perf_counter()
+        progress, loss_config = self.progress, self.config.loss
+        number = progress.step + 1
+        rate = learning_rate(self.stage.optimizer, number, self.stage.num_steps)
+        set_learning_rate(self.parts.optimizer, rate)
+        data = self.parts.loader.next()
+        counts = figures.count(data.packs, loss_config.exponent, self.groups, self.device.device)
+        check = self._gradient_check(counts)
+        reports = []
+        if counts.normaliser > 0:
+            self.parts.zero_gradients()
+            reports = run_schedule(self.parts.chunks, self._batches(data.packs), counts.normaliser, self.groups.dp_size)
+        losses = figures.gather_losses(
+            reports,
+            self.parts.domains,
+            loss_config.exponent,
+            max(counts.normaliser, 1e-300),
+            self.stop.requested,
+            self.groups,
+            self.device.device,
+        )
+        grad_norm = self._update(check, counts, losses, data.keys)
+        progress.step, progress.total_steps = number, progress.total_steps + 1
+        loss = losses.loss if counts.normaliser > 0 else None
+        self._remember(counts, loss)
+        row = {
+            "stage": self.name,
+            "step": number,
+            "loss": _finite(loss),
+            "token_loss": _finite(losses.token_loss) if counts.loss_tokens else None,
+            "aux_loss": self.parts.aux_loss(num_batches=len(data.packs) // self.stage.micro_batch_size),
+            "grad_norm": _finite(grad_norm),
+            "learning_rate": rate,
+            "samples": counts.samples,
+            "failed_samples": counts.failed,
+            "left_out": len(data.left_out),
+            "tokens": counts.tokens,
+            "loss_tokens": counts.loss_tokens,
+            "images": counts.images,
+            "patches": counts.patches,
+            "padding_fraction": counts.padding / (counts.padding + counts.tokens),
+            "skipped": progress.skipped_in_a_row > 0,
+            "domains": losses.domains,
+            "seconds": time.perf_counter() - began,
+        }
+        progress.tokens += counts.tokens
+        progress.seconds += row["seconds"]
+        self.records.step(row, data, self._failures(data.packs, counts), progress.total_steps)
+        self._refuse_bad_data(at_end=False)
+        return row, losses.stop
+
+    def _gradient_check(self, counts: figures.Counts) -> GradientCheck | None:
+        """Invariant 1: the first step checks the language model, the first step with a picture ViT and mergers."""
+        if counts.normaliser <= 0:
+            return None
+        within_sight = set(self.stage.trainable) if counts.images else set(self.stage.trainable) & {"language"}
+        due = within_sight - set(self.progress.checked)
+        return GradientCheck(self.parts.chunks, due) if due else None
+
+    def _batches(self, packs: Sequence[Pack]) -> list[Batch]:
+        size = self.stage.micro_batch_size
+        return [
+            collate(packs[start : start + size], self.config.loss.exponent, self.device.device)
+            for start in range(0, len(packs), size)
+        ]
+
+    def _update(
+        self, check: GradientCheck | None, counts: figures.Counts, losses: figures.Losses, keys: Sequence[str]
+    ) -> float | None:
+        """Apply the gradients, or nothing: a non-finite loss or gradient never reaches weights or moments."""
+        if counts.normaliser <= 0:
+            self._skip("no sample of the global batch has a label", keys)
+            return None
+        if check is not None:
+            self._require(check)
+        finite = math.isfinite(losses.loss)
+        result = step_optimizer(self.parts.optimizer, self.groups, apply=finite)
+        if result.skipped:
+            what = "gradient" if finite else "loss"
+            self._skip(f"the {what} is not finite", keys)
+        else:
+            self.progress.skipped_in_a_row = 0
+        return result.grad_norm
+
+    def _require(self, check: GradientCheck) -> None:
+        problems = check.finish()
+        self.progress.checked = sorted({*self.progress.checked, *check.modules})
+        everywhere = [p for rank in gather_objects(problems) for p in rank]
+        if everywhere:
+            raise RunFailed("the gradient check of the first step failed: " + "; ".join(sorted(set(everywhere))[:20]))
+
+    def _skip(self, reason: str, keys: Sequence[str]) -> None:
+        self.progress.skipped += 1
+        self.progress.skipped_in_a_row += 1
+        self.records.skipped(self.name, self.progress.step + 1, reason, keys)
+        self.display.say(f"{self.name} step {self.progress.step + 1}: skipped, {reason} (skipped.jsonl names the samples)")
+        if self.progress.skipped_in_a_row > self.config.guard.max_skipped_steps:
+            raise RunFailed(
+                f"{self.progress.skipped_in_a_row} steps in a row were skipped ({reason}); "
+                f"guard.max_skipped_steps={self.config.guard.max_skipped_steps}; see {self.config.run.dir}/skipped.jsonl"
+            )
+
+    def _remember(self, counts: figures.Counts, loss: float | None) -> None:
+        progress = self.progress
+        progress.samples += counts.samples
+        progress.failed += counts.failed
+        if progress.first_loss is None:
+            progress.first_loss = _finite(loss)
+        progress.last_loss = _finite(loss)
+
+    def _failures(self, packs: Sequence[Pack], counts: figures.Counts) -> list[tuple[str, str]]:
+        """(key, reason) of the failed samples of the global batch; a collective only where there is one."""
+        if counts.failed == 0:
+            return []
+        own = [(d.key, d.failure) for pack in packs for d in pack.documents if d.failure is not None]
+        everywhere = sorted({pair for rank in gather_objects(own) for pair in rank})
+        for key, _ in everywhere:
+            source = key.split("/", 1)[0]
+            self.progress.failures_by_source[source] = self.progress.failures_by_source.get(source, 0) + 1
+        return everywhere
+
+    def _refuse_bad_data(self, at_end: bool) -> None:
+        """``data.max_bad_rate`` over the stage so far; judged from 100 samples on, and at the stage's end."""
+        progress, limit = self.progress, self.config.data.max_bad_rate
+        if (progress.samples >= 100 or at_end) and progress.failed > limit * progress.samples:
+            worst = max(progress.failures_by_source, key=lambda name: progress.failures_by_source[name])
+            raise UserError(
+                f"{progress.failed} of {progress.samples} samples failed, more than data.max_bad_rate={limit}; "
+                f"most in source {worst!r}; {self.config.run.dir}/quarantine.jsonl names each with its reason"
+            )
+
+    def _validate(self, last: bool) -> None:
+        if not self.validation.due(self.progress.step, last):
+            return
+        row = {"stage": self.name, "step": self.progress.step, **self.validation.run()}
+        self.records.validation(row)
+        listed = ", ".join(f"{name} {values['loss']:.4f}" for name, values in row["domains"].items())
+        self.display.say(f"{self.name} step {self.progress.step}: held-out loss {row['loss']:.4f} ({listed})")
+
+    def save(self) -> Path:
+        """Write ``checkpoints/<stage>/step_<8 digits>``; complete or absent."""
+        root = Path(self.config.run.dir) / "checkpoints" / self.name
+        state = {
+            "stage": self.name,
+            "sections": self.sections,
+            "dtype": self.config.dtype,
+            "progress": vars(self.progress),
+            "step": self.progress.step,
+            "total_steps": self.progress.total_steps,
+            "loader": self.parts.loader.state(),
+            "files": self.records.lengths(),
+        }
+        folder = root / f"step_{self.progress.step:08d}"
+        save_checkpoint(folder, self.parts.chunks, self.parts.optimizer, state, self.groups, files=self.parts.side_files)
+        if self.groups.is_writer:
+            prune(root, self.config.checkpoint.keep)
+        return folder
+
+    def summary(self) -> StageSummary:
+        progress = self.progress
+        return StageSummary(
+            stage=self.name,
+            steps=progress.step,
+            sequence_length=self.stage.sequence_length,
+            tokens=progress.tokens,
+            first_loss=progress.first_loss,
+            last_loss=progress.last_loss,
+            seconds=progress.seconds,
+            skipped=progress.skipped,
+            failed_samples=progress.failed,
+        )
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity: a figure that is not finite is written as null, and the step says it was skipped."""
+    return value if value is not None and math.isfinite(value) else None
+
+

@@ -1,0 +1,34 @@
+"""Loss on held-out shards, per domain, at an interval: the first samples of each source, the same every time."""
+
+from __future__ import annotations
+
+from megatron_qwen3vl.config.schema import RunConfig
+from megatron_qwen3vl.parallel.device import Device
+from megatron_qwen3vl.parallel.groups import Groups
+from megatron_qwen3vl.train.assemble import StageParts, open_sources
+from megatron_qwen3vl.train.ingredients import Ingredients
+from megatron_qwen3vl.train.measure import measure, summarise
+
+
+class Validation:
+    def __init__(
+        self, config: RunConfig, stage: str, ingredients: Ingredients, parts: StageParts, groups: Groups, device: Device
+    ) -> None:
+        self._config, self._stage, self._parts, self._groups, self._device = config, stage, parts, groups, device
+        self._sources = []
+        if config.validation.mixture is not None and config.validation.every > 0:
+            self._sources, _ = open_sources(config, config.validation.mixture, ingredients)
+
+    def due(self, step: int, last: bool) -> bool:
+        return bool(self._sources) and (last or step % self._config.validation.every == 0)
+
+    def run(self) -> dict:
+        """{"loss", "samples", "loss_tokens", "domains": {name: {...}}} over ``validation.samples`` of each source."""
+        chosen = [
+            (source, index)
+            for source in self._sources
+            for index in range(min(len(source), self._config.validation.samples))
+        ]
+        length = self._config.stages[self._stage].sequence_length
+        results = measure(self._parts.chunks, chosen, length, self._parts.tokenizer.pad_id, self._groups, self._device)
+        return summarise(results, self._config.loss.exponent)
