@@ -217,6 +217,25 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateSection:
+    init_from: str | None
+    dir: str | None  # of quarantine.jsonl
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The keys of ``evaluate``; the model's shape comes from ``run.init_from``."""
+
+    run: EvaluateSection
+    parallel: ParallelConfig
+    loss: LossConfig
+    dtype: str
+    tokenizer: str | None
+    mixture: str | None
+    out: str | None
+
+
+@dataclass(frozen=True)
 class SourceConfig:
     """One source of a mixture file."""
 
