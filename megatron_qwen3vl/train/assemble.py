@@ -10,7 +10,7 @@ import torch
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.transformer.moe import moe_utils
 
-from megatron_qwen3vl.config.schema import RunConfig, StageConfig
+from megatron_qwen3vl.config.schema import ModelConfig, RunConfig, StageConfig
 from megatron_qwen3vl.convert.hf import load_hf
 from megatron_qwen3vl.data.loader import Loader, LoaderConfig
 from megatron_qwen3vl.data.mixture import load_mixture
@@ -54,23 +54,23 @@ class StageParts:
         return sum(values)
 
 
-def open_sources(config: RunConfig, mixture_path: str, ingredients: Ingredients) -> tuple[list[Source], list[float]]:
+def open_sources(mixture_path: str, model: ModelConfig, ingredients: Ingredients) -> tuple[list[Source], list[float]]:
     """The sources of a mixture file and their weights."""
     mixture = load_mixture(mixture_path)
     base = Path(mixture.path).parent
     sources = [
-        open_source(source, base, ingredients.tokenizer, ingredients.limits, config.model) for source in mixture.sources
+        open_source(source, base, ingredients.tokenizer, ingredients.limits, model) for source in mixture.sources
     ]
     return sources, [source.weight for source in mixture.sources]
 
 
 def build_stage(
-    config: RunConfig, name: str, start: Start | None, ingredients: Ingredients, groups: Groups
+    config: RunConfig, name: str, start: Start, ingredients: Ingredients, groups: Groups
 ) -> StageParts:
     """Build one stage; ``start`` says which weights (and, inside a stage, which state) it goes on from."""
     stage = config.stages[name]
     parallel = resolve(config.parallel, stage.parallel)
-    sources, weights = open_sources(config, stage.mixture, ingredients)
+    sources, weights = open_sources(stage.mixture, config.model, ingredients)
     loader = Loader(
         sources,
         LoaderConfig(
@@ -87,7 +87,7 @@ def build_stage(
             prefetch=config.data.prefetch,
             lookahead=config.data.lookahead,
         ),
-        state=start.state["loader"] if start is not None and start.state is not None else None,
+        state=start.state["loader"] if start.state is not None else None,
     )
     chunks = build_model(
         config.model, parallel, groups, config.dtype, config.loss, stage.trainable, seed=config.run.seed
@@ -110,18 +110,28 @@ def build_stage(
 def _load_weights(
     config: RunConfig,
     stage: StageConfig,
-    start: Start | None,
+    start: Start,
     chunks: Sequence[torch.nn.Module],
     optimizer: MegatronOptimizer,
     groups: Groups,
 ) -> None:
-    if start is not None and start.weights is not None:
-        inside = start.state is not None
-        load_checkpoint(start.weights, chunks, optimizer if inside or stage.optimizer.carry else None, groups)
-    elif config.run.init_from is not None:
-        folder = Path(config.run.init_from)
-        if is_checkpoint(folder):
-            load_checkpoint(folder, chunks, None, groups)
-        else:
-            load_hf(chunks, config.model, folder, groups)
-    optimizer.reload_model_params()
+    if start.weights is None:
+        load_initial_weights(config.run.init_from, config.model, chunks, groups)
+    else:
+        with_optimizer = start.state is not None or stage.optimizer.carry
+        load_checkpoint(start.weights, chunks, optimizer if with_optimizer else None, groups)
+    if start.state is None:
+        optimizer.reload_model_params()  # the fp32 masters of bf16 weights
+
+
+def load_initial_weights(
+    init_from: str | None, model: ModelConfig, chunks: Sequence[torch.nn.Module], groups: Groups
+) -> None:
+    """``run.init_from``: a checkpoint or a Hugging Face folder; without it the model keeps its random weights."""
+    if init_from is None:
+        return
+    folder = Path(init_from)
+    if is_checkpoint(folder):
+        load_checkpoint(folder, chunks, None, groups)
+    else:
+        load_hf(chunks, model, folder, groups)

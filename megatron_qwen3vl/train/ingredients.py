@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_qwen3vl.config.schema import RunConfig
+from megatron_qwen3vl.config.schema import ModelConfig, RunConfig
 from megatron_qwen3vl.convert.config import read_config, to_hf_config
 from megatron_qwen3vl.convert.hf import read_side_files
 from megatron_qwen3vl.data.tokenizer import BUILT_IN, Tokenizer, load_tokenizer
@@ -30,16 +30,17 @@ def with_model_of_origin(config: RunConfig) -> RunConfig:
     return replace(config, model=read_config(Path(config.run.init_from)))
 
 
-def find_ingredients(config: RunConfig) -> Ingredients:
+def find_ingredients(model: ModelConfig, dtype: str, init_from: str | None, tokenizer: str | None) -> Ingredients:
     """Raises UserError naming the folder or file that is missing or does not fit the model."""
-    origin = Path(config.run.init_from) if config.run.init_from is not None else None
+    origin = Path(init_from) if init_from is not None else None
     has_tokenizer = origin is not None and (origin / "tokenizer.json").exists()
-    folder = config.tokenizer or (str(origin) if has_tokenizer else None)
-    side_files = dict(read_side_files(origin)) if origin is not None else {}
-    if config.tokenizer is not None or not has_tokenizer:
-        side_files.update(read_side_files(Path(folder) if folder is not None else BUILT_IN))
-    hf_config = to_hf_config(config.model, config.dtype)
-    side_files.setdefault("config.json", json.dumps(hf_config, indent=2).encode())
+    folder = tokenizer or (str(origin) if has_tokenizer else None)
+    side_files = {"config.json": json.dumps(to_hf_config(model, dtype), indent=2).encode()}
+    if tokenizer is not None or not has_tokenizer:
+        beside = read_side_files(Path(folder) if folder is not None else BUILT_IN)
+        side_files.update({name: content for name, content in beside.items() if name != "config.json"})
+    if origin is not None:
+        side_files = {**side_files, **read_side_files(origin)} if has_tokenizer else {**read_side_files(origin), **side_files}
     return Ingredients(
-        tokenizer=load_tokenizer(folder, config.model), limits=read_limits(origin), side_files=side_files
+        tokenizer=load_tokenizer(folder, model), limits=read_limits(origin), side_files=side_files
     )

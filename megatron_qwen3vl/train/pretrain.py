@@ -36,7 +36,7 @@ def pretrain(config: RunConfig) -> None:
     """
     config = with_model_of_origin(config)
     check_run(config, world_size())
-    ingredients = find_ingredients(config)
+    ingredients = find_ingredients(config.model, config.dtype, config.run.init_from, config.tokenizer)
     device = start_device()
     stop = StopSignal()
     try:

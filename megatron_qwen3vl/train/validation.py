@@ -17,7 +17,7 @@ class Validation:
         self._config, self._stage, self._parts, self._groups, self._device = config, stage, parts, groups, device
         self._sources = []
         if config.validation.mixture is not None and config.validation.every > 0:
-            self._sources, _ = open_sources(config, config.validation.mixture, ingredients)
+            self._sources, _ = open_sources(config.validation.mixture, config.model, ingredients)
 
     def due(self, step: int, last: bool) -> bool:
         return bool(self._sources) and (last or step % self._config.validation.every == 0)

@@ -1,0 +1,70 @@
+"""``evaluate``: the loss of a checkpoint or a Hugging Face folder on a mixture, every sample once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from megatron_qwen3vl.config.schema import EvaluateConfig
+from megatron_qwen3vl.convert.config import read_config
+from megatron_qwen3vl.errors import UserError
+from megatron_qwen3vl.model.build import build_model
+from megatron_qwen3vl.parallel.device import start_device
+from megatron_qwen3vl.parallel.groups import join, shutdown, start_groups, world_size
+from megatron_qwen3vl.parallel.layout import Layout
+from megatron_qwen3vl.train.assemble import load_initial_weights, open_sources
+from megatron_qwen3vl.train.forward import prepare_schedule
+from megatron_qwen3vl.train.ingredients import find_ingredients
+from megatron_qwen3vl.train.measure import SampleLoss, measure, summarise
+
+PACK_LENGTH = 8192  # positions computed together; a longer sample is computed alone
+
+
+def evaluate(config: EvaluateConfig) -> dict:
+    """Weights are ignored, no sample is repeated or left out for its length.
+
+    Prints one JSON object (``loss``, ``token_loss``, ``samples``, ``failed``, ``loss_tokens``, ``domains``) and writes,
+    where ``out`` is given, a line per sample: ``key, loss_tokens, loss_sum, weight``. Raises UserError when no sample
+    at all can be read.
+    """
+    if config.run.init_from is None or config.mixture is None:
+        raise UserError("evaluate needs run.init_from=DIR (a checkpoint or a Hugging Face folder) and mixture=PATH")
+    model = read_config(Path(config.run.init_from))
+    ingredients = find_ingredients(model, config.dtype, config.run.init_from, config.tokenizer)
+    device = start_device()
+    try:
+        join(device)
+        groups = start_groups(Layout.from_config(config.parallel, world_size()), device)
+        sources, _ = open_sources(config.mixture, model, ingredients)
+        chunks = build_model(model, config.parallel, groups, config.dtype, config.loss, trainable=(), seed=None)
+        prepare_schedule(chunks)
+        load_initial_weights(config.run.init_from, model, chunks, groups)
+        chosen = [(source, index) for source in sources for index in range(len(source))]
+        results = measure(chunks, chosen, PACK_LENGTH, ingredients.tokenizer.pad_id, groups, device)
+        if not any(result.failure is None for result in results):
+            first = results[0].failure if results else "no sample has a usable length"
+            raise UserError(f"{config.mixture}: not one of its {len(chosen)} samples can be read ({first})")
+        summary = summarise(results, config.loss.exponent)
+        summary["failed"] = len(chosen) - summary["samples"]
+        if groups.is_writer:
+            if config.out is not None:
+                _write(Path(config.out), results, config.loss.exponent)
+            print(json.dumps(summary, ensure_ascii=False), flush=True)
+        groups.stop()
+        return summary
+    finally:
+        shutdown()
+
+
+def _write(out: Path, results: list[SampleLoss], exponent: float) -> None:
+    with out.open("w") as handle:
+        for result in results:
+            row = {
+                "key": result.key,
+                "loss_tokens": result.loss_tokens,
+                "loss_sum": result.loss_sum,
+                "weight": result.loss_tokens ** (-exponent) if result.loss_tokens else 0.0,
+            }
+            if result.failure is not None:
+                row["failure"] = result.failure
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
