@@ -1,0 +1,125 @@
+"""Attention inside packed spans on PyTorch's own kernels: the ``core_attention`` of every layer spec here.
+
+A span is a document of the language model's pack or one image (or frame group) of the ViT. Nothing ever attends across
+a span, and no T x T mask or score matrix is made: each kernel call sees one span (CPU: the flash kernel for CPU; CUDA:
+one variable-length flash call for all spans).
+
+    query [T, 1, N, H], key and value [T, 1, G, H]  ->  [T, 1, N * H]        N query heads, G key/value heads
+
+Context parallelism has its seam in ``PackedAttention.forward``: exchange before ``attend``, and back after it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn.attention.varlen import varlen_attn
+
+
+@dataclass
+class Spans(PackedSeqParams):
+    """Span boundaries in the shape that megatron-core passes through to core attention.
+
+    ``qkv_format`` stays "sbhd": megatron-core then applies our per-token rotary angles directly instead of looping over
+    documents ("thd"). ``lengths`` is the CPU's copy of the boundaries (kernels launch by it).
+    """
+
+    lengths: tuple[int, ...] = ()
+
+
+def make_spans(lengths: tuple[int, ...], device: torch.device) -> Spans:
+    """Spans of these lengths, one after another; empty ones are dropped."""
+    lengths = tuple(length for length in lengths if length)
+    ends = torch.tensor((0, *itertools.accumulate(lengths)), dtype=torch.int32).to(device, non_blocking=True)
+    longest = max(lengths, default=0)
+    return Spans(
+        qkv_format="sbhd",
+        cu_seqlens_q=ends,
+        cu_seqlens_kv=ends,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+        lengths=lengths,
+    )
+
+
+class PackedAttention(MegatronModule):
+    """megatron-core's core attention contract; the mask type of the layer spec says whether it is causal."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        cp_comm_type: str | None = None,
+        softmax_scale: float | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        if config.context_parallel_size > 1:
+            raise NotImplementedError("context parallelism of packed spans")
+        self.causal = attn_mask_type == AttnMaskType.causal
+        self.scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: Spans | None = None,
+    ) -> torch.Tensor:
+        assert packed_seq_params is not None and attention_mask is None and attention_bias is None
+        output_tnh = attend(query.squeeze(1), key.squeeze(1), value.squeeze(1), packed_seq_params, self.causal, self.scale)
+        return output_tnh.reshape(query.shape[0], 1, -1)
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, causal: bool, scale: float
+) -> torch.Tensor:
+    """query [T, N, H], key and value [T, G, H] -> [T, N, H], each token seeing its own span only."""
+    if not spans.lengths:
+        # No tokens: zero gradients, not missing ones.
+        return query + (key.sum() + value.sum())
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        window = (-1, 0) if causal else (-1, -1)
+        ends, longest = spans.cu_seqlens_q, spans.max_seqlen_q
+        return varlen_attn(
+            query,
+            key,
+            value,
+            ends,
+            ends,
+            longest,
+            longest,
+            scale=scale,
+            window_size=window,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    return _attend_by_runs(query, key, value, spans.lengths, causal, scale)
+
+
+def _attend_by_runs(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...], causal: bool, scale: float
+) -> torch.Tensor:
+    """One kernel call per run of equally long neighbours (the frame groups of a video, images of one size)."""
+    runs = [(length, sum(1 for _ in group)) for length, group in itertools.groupby(lengths)]
+    sizes = [length * count for length, count in runs]
+    outputs = []
+    for (length, count), q, k, v in zip(runs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+        q, k, v = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)
