@@ -59,6 +59,7 @@ class Groups:
     pp_rank: int
     pp_size: int
     ep_rank: int
+    etp_rank: int
     is_first_stage: bool
     is_last_stage: bool
     dp: dist.ProcessGroup
@@ -123,6 +124,7 @@ def start_groups(layout: Layout, device: Device, seed: int = 0) -> Groups:
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
         pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
         ep_rank=parallel_state.get_expert_model_parallel_rank(),
+        etp_rank=parallel_state.get_expert_tensor_parallel_rank(),
         is_first_stage=parallel_state.is_pipeline_first_stage(),
         is_last_stage=parallel_state.is_pipeline_last_stage(),
         dp=parallel_state.get_data_parallel_group(),
