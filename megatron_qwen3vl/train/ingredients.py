@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_qwen3vl.config.schema import ModelConfig, RunConfig
 from megatron_qwen3vl.convert.config import read_config, to_hf_config
-from megatron_qwen3vl.convert.hf import read_side_files
+from megatron_qwen3vl.convert.source_layout import read_side_files, with_tokenizer
 from megatron_qwen3vl.data.tokenizer import BUILT_IN, Tokenizer, load_tokenizer
 from megatron_qwen3vl.data.vision import VisionLimits, read_limits
 
@@ -36,11 +36,10 @@ def find_ingredients(model: ModelConfig, dtype: str, init_from: str | None, toke
     has_tokenizer = origin is not None and (origin / "tokenizer.json").exists()
     folder = tokenizer or (str(origin) if has_tokenizer else None)
     side_files = {"config.json": json.dumps(to_hf_config(model, dtype), indent=2).encode()}
-    if tokenizer is not None or not has_tokenizer:
-        beside = read_side_files(Path(folder) if folder is not None else BUILT_IN)
-        side_files.update({name: content for name, content in beside.items() if name != "config.json"})
     if origin is not None:
-        side_files = {**side_files, **read_side_files(origin)} if has_tokenizer else {**read_side_files(origin), **side_files}
+        side_files = read_side_files(origin)
+    if tokenizer is not None or not has_tokenizer:
+        side_files = with_tokenizer(side_files, Path(folder) if folder is not None else BUILT_IN)
     return Ingredients(
         tokenizer=load_tokenizer(folder, model), limits=read_limits(origin), side_files=side_files
     )
