@@ -1,0 +1,221 @@
+"""Lanes: which samples are in which pack, from lengths alone.
+
+A stage has V = global_batch_size lanes; lane l gives one pack to every global batch. Its stream is a pure function of
+(seed, stage, lane) and the sources, so every rank can plan every lane, and neither ranks nor workers matter.
+
+    source  : an endless sequence of turns g = 0, 1, 2, ...: sample permutation_epoch[g % n], epoch = g // n (shuffle.py)
+    lane l  : takes the turns l, l + V, l + 2V, ... of every source; `taken` counts them
+    mixing  : the next sample comes from the source that is furthest behind its share of this lane's tokens
+    packing : samples wait until `lookahead` tokens do, then packing.py chooses one pack
+
+A lane's state is one count and one token total per source and the waiting samples: small, and as large after a day as
+after a minute. Whole numbers throughout: shares are made integers, so that no rounding decides what comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import gcd, lcm
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from megatron_qwen3vl.batch import Sample
+from megatron_qwen3vl.data.packing import choose_pack
+from megatron_qwen3vl.data.shuffle import Shuffle
+from megatron_qwen3vl.errors import UserError
+
+_BLOCK = 256  # turns looked up at once, fewer when lanes x sources are many
+_LOOKED_UP = 1 << 20  # turns held by all lanes together
+
+
+class SampleSource(Protocol):
+    """What planning and reading need of a source (data/source.py)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def lengths(self) -> np.ndarray: ...  # int32 [n] tokens; <= 0 cannot be used
+
+    @property
+    def patches(self) -> np.ndarray: ...  # int32 [n]
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str: ...
+
+    def reason(self, index: int) -> str: ...
+
+    def read(self, index: int, pixels: bool) -> Sample: ...
+
+
+class Planned(NamedTuple):
+    """A sample that has its place in a pack: ``index`` within ``source`` (a number), ``length`` in tokens."""
+
+    source: int
+    index: int
+    length: int
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A sample that no pack can hold."""
+
+    source: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LaneState:
+    """``waiting`` in order of arrival: (source, turn of this lane); lane l's turn k of a source is its g = l + k V."""
+
+    taken: tuple[int, ...]  # turns taken, per source
+    tokens: tuple[int, ...]  # tokens drawn, per source, since the weights last changed
+    waiting: tuple[tuple[int, int], ...]
+
+
+class Mixture:
+    """What all lanes share: sources, shares and the order of each source.
+
+    Raises UserError for a source in which no sample can be used.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SampleSource],
+        weights: Sequence[float],
+        seed: int,
+        stage: str,
+        num_lanes: int,
+        sequence_length: int,
+    ) -> None:
+        self.sources = list(sources)
+        self.weights = [float(weight) for weight in weights]
+        self.shares = whole_shares(weights)
+        self.all_shares = sum(self.shares)
+        self.seed, self.stage = seed, stage
+        self.num_lanes = num_lanes
+        self.sequence_length = sequence_length
+        self.block = max(16, min(_BLOCK, _LOOKED_UP // (num_lanes * len(self.sources))))
+        self._shuffles = [Shuffle.of(seed, stage, source.name, len(source)) for source in sources]
+        self.num_left_out = [int(self._unusable(source.lengths).sum()) for source in sources]
+        self.num_tokens = [int(source.lengths.clip(min=0).sum(dtype=np.int64)) for source in sources]
+        problems = [
+            self._nothing_usable(source)
+            for source, left_out in zip(sources, self.num_left_out, strict=True)
+            if left_out == len(source)
+        ]
+        if problems:
+            raise UserError(problems)
+
+    def look_up(self, lane: int, source: int, first: int, count: int) -> tuple[list[int], list[int]]:
+        """Indices and lengths of a lane's turns first .. first + count - 1 of a source; length 0 where unusable."""
+        turns = lane + self.num_lanes * np.arange(first, first + count, dtype=np.int64)
+        index = self._shuffles[source].index(turns)
+        lengths = np.asarray(self.sources[source].lengths[index])
+        return index.tolist(), np.where(self._unusable(lengths), 0, lengths).tolist()
+
+    def in_first_epoch(self, lane: int, source: int, turn: int) -> bool:
+        return lane + self.num_lanes * turn < len(self.sources[source])
+
+    def left_out(self, source: int, index: int) -> LeftOut:
+        found = self.sources[source]
+        length = int(found.lengths[index])
+        too_long = f"{length} tokens, more than the sequence_length of {self.sequence_length}"
+        return LeftOut(found.name, found.key(index), too_long if length > 0 else found.reason(index))
+
+    def _unusable(self, lengths: np.ndarray) -> np.ndarray:
+        return (lengths <= 0) | (lengths > self.sequence_length)
+
+    def _nothing_usable(self, source: SampleSource) -> str:
+        if not len(source):
+            return f"source {source.name}: no samples; mend its shards or take it out of the mixture"
+        shortest = int(source.lengths.min())
+        if shortest > 0:
+            return (
+                f"source {source.name}: none of its {len(source)} samples fits a sequence_length of "
+                f"{self.sequence_length}, the shortest has {shortest} tokens; raise sequence_length, lower its "
+                f"max_pixels or take it out of the mixture"
+            )
+        example = int(source.lengths.argmin())
+        return (
+            f"source {source.name}: none of its {len(source)} samples can be used "
+            f"({source.key(example)}: {source.reason(example)}); mend its shards or take it out of the mixture"
+        )
+
+
+def whole_shares(weights: Sequence[float]) -> tuple[int, ...]:
+    """The smallest integers in exactly the proportion of the weights as they are written (0.1 is one tenth)."""
+    fractions = [Fraction(repr(float(weight))) for weight in weights]
+    denominator = lcm(*(fraction.denominator for fraction in fractions))
+    shares = [int(fraction * denominator) for fraction in fractions]
+    return tuple(share // gcd(*shares) for share in shares)
+
+
+class Lane:
+    """One lane's stream of packs."""
+
+    def __init__(self, number: int, mixture: Mixture, lookahead: int, state: LaneState | None) -> None:
+        """``lookahead`` in tokens, at least one sequence length."""
+        self._number = number
+        self._mixture = mixture
+        self._lookahead = max(lookahead, mixture.sequence_length)
+        num_sources = len(mixture.sources)
+        start = state or LaneState((0,) * num_sources, (0,) * num_sources, ())
+        self._taken, self._tokens = list(start.taken), list(start.tokens)
+        # turns looked up ahead, per source: first turn, indices, lengths
+        self._blocks: list[tuple[int, list[int], list[int]]] = [(0, [], [])] * num_sources
+        self._waiting: list[tuple[int, int]] = []  # source, turn
+        self._waiting_samples: list[Planned] = []
+        for source, turn in start.waiting:
+            index, length = (column[0] for column in mixture.look_up(number, source, turn, 1))
+            if length:  # lengths may have changed between two starts
+                self._wait(source, turn, index, length)
+
+    def state(self) -> LaneState:
+        return LaneState(tuple(self._taken), tuple(self._tokens), tuple(self._waiting))
+
+    def next_pack(self) -> tuple[list[Planned], list[LeftOut]]:
+        """The samples of the lane's next pack in their order, and those newly found to fit none."""
+        left_out: list[LeftOut] = []
+        waiting_tokens = sum(sample.length for sample in self._waiting_samples)
+        while waiting_tokens < self._lookahead:
+            waiting_tokens += self._draw(self._furthest_behind(), left_out)
+        samples = self._waiting_samples
+        taken = choose_pack([sample.length for sample in samples], self._mixture.sequence_length)
+        gone = set(taken)
+        self._waiting = [turn for place, turn in enumerate(self._waiting) if place not in gone]
+        self._waiting_samples = [sample for place, sample in enumerate(samples) if place not in gone]
+        return [samples[place] for place in taken], left_out
+
+    def _wait(self, source: int, turn: int, index: int, length: int) -> None:
+        self._waiting.append((source, turn))
+        self._waiting_samples.append(Planned(source, index, length))
+
+    def _furthest_behind(self) -> int:
+        """The source with the largest share x all tokens - its tokens, in whole numbers; the first of equals."""
+        shares, all_shares, all_tokens = self._mixture.shares, self._mixture.all_shares, sum(self._tokens)
+        behind = [share * all_tokens - all_shares * tokens for share, tokens in zip(shares, self._tokens, strict=True)]
+        return behind.index(max(behind))
+
+    def _draw(self, source: int, left_out: list[LeftOut]) -> int:
+        """Make the source's next usable sample wait; its length. An unusable one is named in its first epoch only."""
+        mixture = self._mixture
+        while True:
+            turn = self._taken[source]
+            first, indices, lengths = self._blocks[source]
+            if not first <= turn < first + len(indices):
+                first, (indices, lengths) = turn, mixture.look_up(self._number, source, turn, mixture.block)
+                self._blocks[source] = (first, indices, lengths)
+            index, length = indices[turn - first], lengths[turn - first]
+            self._taken[source] += 1
+            if length:
+                self._tokens[source] += length
+                self._wait(source, turn, index, length)
+                return length
+            if mixture.in_first_epoch(self._number, source, turn):
+                left_out.append(mixture.left_out(source, index))
