@@ -9,9 +9,9 @@ import datetime
 import os
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -86,6 +86,20 @@ def world_size() -> int:
     return read_place(os.environ).world_size
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one that speaks and writes for all."""
+    return read_place(os.environ).rank == 0
+
+
+def join(device: Device) -> None:
+    """Meet the other processes of the job. Does nothing the second time."""
+    place = read_place(os.environ)
+    if device.type == "cuda":
+        torch.cuda.set_device(place.local_rank)
+    if not dist.is_initialized():
+        _join(place, device)
+
+
 def start_groups(layout: Layout, device: Device, seed: int = 0) -> Groups:
     """Join the other processes (the first time) and build the groups of ``layout``.
 
@@ -95,10 +109,7 @@ def start_groups(layout: Layout, device: Device, seed: int = 0) -> Groups:
     place = read_place(os.environ)
     if parallel_state.model_parallel_is_initialized():
         raise RuntimeError("a layout is still up; call Groups.stop() before starting another")
-    if device.type == "cuda":
-        torch.cuda.set_device(place.local_rank)
-    if not dist.is_initialized():
-        _join(place, device)
+    join(device)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
@@ -155,6 +166,27 @@ def broadcast_object(value: T, group: dist.ProcessGroup | None = None) -> T:
     box = [value]
     dist.broadcast_object_list(box, group=group, group_src=0)
     return box[0]
+
+
+def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """The values of all ranks of the group, by rank, on every rank. They must pickle."""
+    box: list[T | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(box, value, group=group)
+    return cast("list[T]", box)
+
+
+def from_first_rank(ask: Callable[[], T]) -> T:
+    """What ``ask`` gives on the first rank, on every rank; a UserError it raises there is raised on all."""
+    answer: T | UserError | None = None
+    if dist.get_rank() == 0:
+        try:
+            answer = ask()
+        except UserError as error:
+            answer = error
+    answer = broadcast_object(answer)
+    if isinstance(answer, UserError):
+        raise answer
+    return cast("T", answer)
 
 
 def all_agree(flag: bool, group: dist.ProcessGroup | None = None) -> bool:
