@@ -1,0 +1,114 @@
+"""``data build RECIPE OUT``: a domain recipe (YAML) -> shards, one folder for each split.
+
+The same recipe makes the same bytes: every sample has its own random numbers, from (seed, split, sample).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dacite
+import yaml
+
+from megatron_qwen3vl.errors import UserError
+from megatron_qwen3vl.recipes import captions, clips, digits, plain_text
+from megatron_qwen3vl.recipes.record import Record
+from megatron_qwen3vl.recipes.tar import write_shards
+
+SPLITS = ("train", "held_out")
+T = TypeVar("T")
+Progress = Callable[[int, int], None]  # samples written, samples planned
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``splits``: samples of each split. ``settings``: the builder's own, see its module."""
+
+    builder: str
+    seed: int
+    splits: Mapping[str, int]
+    samples_per_shard: int
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Builder:
+    settings: type[Any]
+    build: Callable[[Any, int, bool, int], Iterator[Record]]
+
+
+BUILDERS = {
+    "captions": Builder(captions.CaptionSettings, captions.build),
+    "clips": Builder(clips.ClipSettings, clips.build),
+    "digits": Builder(digits.DigitSettings, digits.build),
+    "text": Builder(plain_text.TextSettings, plain_text.build),
+}
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    name: str
+    samples: int
+    shards: tuple[Path, ...]
+    num_bytes: int
+
+
+def build(recipe_path: Path, out: Path, progress: Progress) -> tuple[SplitSummary, ...]:
+    """Writes ``out/SPLIT/NNNNN.tar`` and an index beside each. UserError where the recipe cannot be read or followed."""
+    recipe, settings = read_recipe(recipe_path)
+    planned, done = sum(recipe.splits.values()), 0
+    summaries = []
+    for split, count in recipe.splits.items():
+        samples = 0
+
+        def counted(records: Iterator[Record]) -> Iterator[Record]:
+            nonlocal samples
+            for record in records:
+                yield record
+                samples += 1
+                progress(done + samples, planned)
+
+        records = BUILDERS[recipe.builder].build(settings, count, split == "held_out", recipe.seed)
+        shards = write_shards(out / split, counted(records), recipe.samples_per_shard)
+        done += samples
+        summaries.append(SplitSummary(split, samples, tuple(shards), sum(s.stat().st_size for s in shards)))
+    return tuple(summaries)
+
+
+def read_recipe(path: Path) -> tuple[Recipe, Any]:
+    """The recipe and its builder's settings; every problem names the file and the key."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot read this recipe: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping with {', '.join(_keys(Recipe))}")
+    recipe = _typed(Recipe, tree, path, "")
+    problems = [f"{path}: splits.{s}: unknown; splits are {', '.join(SPLITS)}" for s in recipe.splits if s not in SPLITS]
+    if recipe.builder not in BUILDERS:
+        problems.append(f"{path}: builder {recipe.builder}: unknown; builders are {', '.join(sorted(BUILDERS))}")
+    if problems:
+        raise UserError(problems)
+    return recipe, _typed(BUILDERS[recipe.builder].settings, dict(recipe.settings), path, "settings.")
+
+
+def _typed(kind: type[T], tree: dict[str, Any], path: Path, prefix: str) -> T:
+    known = _keys(kind)
+    problems = [f"{path}: {prefix}{key}: unknown key" for key in tree if key not in known]
+    problems += [f"{path}: {prefix}{key}: missing" for key in known if key not in tree]
+    if problems:
+        raise UserError(problems)
+    try:
+        return dacite.from_dict(kind, tree, dacite.Config(strict=True, cast=[tuple]))
+    except dacite.DaciteError as error:
+        raise UserError(f"{path}: {prefix or 'recipe: '}{error}") from error
+
+
+def _keys(kind: type[Any]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
