@@ -2,6 +2,10 @@
 
 megatron-core assumes CUDA, and in places Transformer Engine. Each function below gives the answers it needs where one
 of them is missing; which call wants which answer is noted beside it. On CUDA nothing of torch is touched.
+
+Not answered here, because it is a setting: with gloo a pipeline that overlaps its messages (``overlap_p2p_comm``, needed
+for vpp) must keep ``deallocate_pipeline_outputs`` off. gloo reads a tensor while it is being sent, and megatron frees it
+before that; losses then become wrong or NaN, now and then.
 """
 
 from __future__ import annotations
@@ -99,7 +103,7 @@ class _Generators:
 
 def _answer_for_transformer_engine() -> None:
     """What megatron-core 0.16.1 leaves undefined or unusable without Transformer Engine (and Apex)."""
-    import megatron.core.optimizer as optimizer
+    from megatron.core import optimizer
     from megatron.core.optimizer import distrib_optimizer
     from megatron.core.transformer.moe import moe_utils
 
@@ -108,6 +112,8 @@ def _answer_for_transformer_engine() -> None:
     if optimizer.USING_PYTORCH_OPTIMIZER:
         optimizer.Adam = AdamW  # see adamw.py
         distrib_optimizer.Adam = AdamW  # it refuses any other class
+        distrib_optimizer.HAVE_APEX_OR_TE = True  # looks for the step count in the parameter groups
+        distrib_optimizer.USING_APEX_OPTIMIZER = True
         optimizer.USING_PYTORCH_OPTIMIZER = False
 
 
@@ -145,9 +151,22 @@ def _answer_tensor_calls() -> None:
         return answer if dtype or how else answer.replace("torch.", "torch.cuda.", 1)
 
     tensor.type = type_as_on_cuda
-    for name in (
-        "arange empty empty_like full full_like ones ones_like rand randint randn tensor as_tensor zeros zeros_like"
-    ).split():
+    for name in [
+        "arange",
+        "empty",
+        "empty_like",
+        "full",
+        "full_like",
+        "ones",
+        "ones_like",
+        "rand",
+        "randint",
+        "randn",
+        "tensor",
+        "as_tensor",
+        "zeros",
+        "zeros_like",
+    ]:
         setattr(torch, name, _without_cuda(getattr(torch, name)))
 
 

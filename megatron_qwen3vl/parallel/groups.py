@@ -1,4 +1,4 @@
-"""Process groups. The only importer of megatron's parallel_state and the only reader of RANK and WORLD_SIZE.
+"""Process groups. The only importer of megatron's parallel_state.
 
 Several layouts may follow one another in one job: ``groups.stop()``, then ``start_groups`` with the next one.
 """
@@ -9,7 +9,7 @@ import datetime
 import os
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -23,18 +23,10 @@ from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_t
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.parallel.device import Device
 from megatron_qwen3vl.parallel.layout import Layout
+from megatron_qwen3vl.parallel.place import Place, read_place
 
 TIMEOUT_MINUTES = 30
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands among all; ``local_rank`` is its place on its node."""
-
-    rank: int
-    world_size: int
-    local_rank: int
 
 
 @dataclass(frozen=True)
@@ -195,21 +187,6 @@ def all_agree(flag: bool, group: dist.ProcessGroup | None = None) -> bool:
     vote = torch.tensor([int(flag)], device=device)
     dist.all_reduce(vote, op=dist.ReduceOp.MIN, group=group)
     return bool(vote.item())
-
-
-def read_place(environment: Mapping[str, str]) -> Place:
-    """torchrun's variables, else those of a Slurm step, else a single process. Raises UserError when some are missing."""
-    if "RANK" in environment or "WORLD_SIZE" in environment:
-        missing = [name for name in ("RANK", "WORLD_SIZE") if name not in environment]
-        if missing:
-            raise UserError(f"{missing[0]}: missing from the environment; start with torchrun, Slurm or plain python")
-        local_rank = environment.get("LOCAL_RANK", "0")
-        return Place(int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(local_rank))
-    if "SLURM_PROCID" in environment:
-        # Inside a batch script or a shell of salloc, SLURM_NTASKS counts the whole job; a step knows its own tasks.
-        tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
-        return Place(int(environment["SLURM_PROCID"]), int(tasks), int(environment.get("SLURM_LOCALID", "0")))
-    return Place(0, 1, 0)
 
 
 def first_host(node_list: str) -> str:

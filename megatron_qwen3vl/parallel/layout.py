@@ -1,10 +1,11 @@
-"""How processes are divided among the axes of the parallel grid. Pure integers."""
+"""How processes are divided among the axes of the parallel grid, and which divisions are possible. Pure integers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from megatron_qwen3vl.config.schema import ParallelConfig
+from megatron_qwen3vl.config.schema import ModelConfig, ParallelConfig, ParallelOverride, StageConfig
 
 
 @dataclass(frozen=True)
@@ -35,5 +36,189 @@ class Layout:
 
     @property
     def dp(self) -> int:
-        """Data-parallel size: what is left of the world size."""
+        """Data-parallel size: what is left of the world size. Meaningful where ``problems`` finds none."""
         return self.world_size // (self.tp * self.pp * self.cp)
+
+    def problems(self, model: ModelConfig, stage: StageConfig, stage_name: str) -> list[str]:
+        """Why this layout cannot run this stage of this model: one line each, naming the key; empty when it can.
+
+        The rules are megatron-core 0.16.1's and our model's. ``stage_name`` (s0 ... s3) is for the keys in the messages.
+        """
+        key = _Keys(stage, stage_name)
+        too_small = [
+            f"{key(axis)}={size}: must be at least 1"
+            for axis, size in (
+                ("tp", self.tp),
+                ("pp", self.pp),
+                ("vpp", self.vpp),
+                ("cp", self.cp),
+                ("ep", self.ep),
+                ("etp", self.etp),
+            )
+            if size < 1
+        ]
+        if too_small:
+            return too_small  # nothing can be divided by these
+        return [
+            *self._grid_problems(key),
+            *self._tensor_problems(key, model),
+            *self._expert_problems(key, model),
+            *self._pipeline_problems(key, model),
+            *self._batch_problems(key, stage, stage_name),
+        ]
+
+    def _grid_problems(self, key: _Keys) -> Iterable[str]:
+        dense = self.tp * self.pp * self.cp
+        if self.world_size % dense:
+            yield (
+                f"{key('tp')}={self.tp}: tp x pp x cp = {self.tp} x {self.pp} x {self.cp} = {dense} does not divide the "
+                f"{self.world_size} processes; lower one of them or start a multiple of {dense} processes"
+            )
+        expert = self.etp * self.ep * self.pp
+        if self.world_size % expert:
+            yield (
+                f"{key('ep')}={self.ep}: etp x ep x pp = {self.etp} x {self.ep} x {self.pp} = {expert} does not divide "
+                f"the {self.world_size} processes; lower one of them or start a multiple of {expert} processes"
+            )
+        if self.sp and self.tp == 1:
+            yield f"{key('sp')}=true: sequence parallelism needs tensor parallelism; use sp=false or tp above 1"
+
+    def _tensor_problems(self, key: _Keys, model: ModelConfig) -> Iterable[str]:
+        text, vision = model.text_config, model.vision_config
+        merged = vision.hidden_size * vision.spatial_merge_size**2
+        divided = [
+            ("num_attention_heads", text.num_attention_heads),
+            ("vocab_size", text.vocab_size),
+            ("vision num_heads", vision.num_heads),
+            ("vision intermediate_size", vision.intermediate_size),
+            ("vision merger width", merged),
+        ]
+        if not text.num_experts:
+            divided.append(("intermediate_size", text.intermediate_size))
+        for what, size in divided:
+            if size % self.tp:
+                yield f"{key('tp')}={self.tp}: does not divide {what} {size}; use {_choices(size, self.world_size)}"
+        kv_heads = text.num_key_value_heads
+        if kv_heads % self.tp and self.tp % kv_heads:
+            yield (
+                f"{key('tp')}={self.tp}: neither divides num_key_value_heads {kv_heads} nor is a multiple of it; "
+                f"use {_choices(kv_heads, self.world_size)}"
+            )
+
+    def _expert_problems(self, key: _Keys, model: ModelConfig) -> Iterable[str]:
+        text = model.text_config
+        if not text.num_experts:
+            for axis, size in (("ep", self.ep), ("etp", self.etp)):
+                if size > 1:
+                    yield f"{key(axis)}={size}: the model has no experts; use 1"
+            return
+        if text.num_experts % self.ep:
+            yield (
+                f"{key('ep')}={self.ep}: does not divide num_experts {text.num_experts}; "
+                f"use {_choices(text.num_experts, self.world_size)}"
+            )
+        if text.moe_intermediate_size % self.etp:
+            yield (
+                f"{key('etp')}={self.etp}: does not divide moe_intermediate_size {text.moe_intermediate_size}; "
+                f"use {_choices(text.moe_intermediate_size, self.world_size)}"
+            )
+        if self.tp > 1 and not self.sp:
+            yield f"{key('sp')}=false: experts with tp={self.tp} need sequence parallelism; use sp=true or tp=1"
+
+    def _pipeline_problems(self, key: _Keys, model: ModelConfig) -> Iterable[str]:
+        layers = model.text_config.num_hidden_layers
+        levels = len(model.vision_config.deepstack_visual_indexes)
+        if self.vpp > 1 and self.pp == 1:
+            yield f"{key('vpp')}={self.vpp}: interleaving needs a pipeline; use vpp=1 or pp above 1"
+        chunks = self.pp * self.vpp
+        if layers % chunks:
+            yield (
+                f"{key('pp')}={self.pp}: pp x vpp = {chunks} does not divide num_hidden_layers {layers}; "
+                f"choose their product among {_choices(layers, layers)}"
+            )
+        elif chunks > 1 and layers // chunks < levels:
+            yield (
+                f"{key('pp')}={self.pp}: the first of pp x vpp = {chunks} parts has {layers // chunks} of {layers} layers, "
+                f"but the {levels} DeepStack levels must lie in it; lower pp or vpp"
+            )
+
+    def _batch_problems(self, key: _Keys, stage: StageConfig, stage_name: str) -> Iterable[str]:
+        micro, total = stage.micro_batch_size, stage.global_batch_size
+        small = [
+            f"stages.{stage_name}.{name}={size}: must be at least 1"
+            for name, size in (
+                ("micro_batch_size", micro),
+                ("global_batch_size", total),
+                ("sequence_length", stage.sequence_length),
+            )
+            if size < 1
+        ]
+        if small:
+            yield from small
+            return
+        shards = (self.tp if self.sp else 1) * self.cp
+        tokens = stage.sequence_length * micro
+        if tokens % shards:
+            parts = f"tp x cp = {self.tp} x {self.cp}" if self.sp else f"cp = {self.cp}"
+            yield (
+                f"stages.{stage_name}.sequence_length={stage.sequence_length}: x micro_batch_size {micro} = {tokens} tokens "
+                f"do not divide by {parts}; use a multiple of {shards}"
+            )
+        if self.dp < 1:
+            return  # said by the grid's rule
+        group = self.dp * micro
+        if total % group:
+            yield (
+                f"stages.{stage_name}.global_batch_size={total}: must be a multiple of data-parallel size {self.dp} x "
+                f"micro_batch_size {micro} = {group}"
+            )
+        elif self.vpp > 1 and (total // group) % self.pp:
+            yield (
+                f"{key('vpp')}={self.vpp}: interleaving needs the {total // group} micro-batches of a step to be a multiple "
+                f"of pp={self.pp}; change stages.{stage_name}.global_batch_size or micro_batch_size, or use vpp=1"
+            )
+
+
+def resolve(parallel: ParallelConfig, override: ParallelOverride) -> ParallelConfig:
+    """A stage's own values where it has them, the run's elsewhere."""
+    return ParallelConfig(
+        tp=_pick(override.tp, parallel.tp),
+        pp=_pick(override.pp, parallel.pp),
+        vpp=_pick(override.vpp, parallel.vpp),
+        cp=_pick(override.cp, parallel.cp),
+        ep=_pick(override.ep, parallel.ep),
+        etp=_pick(override.etp, parallel.etp),
+        sp=parallel.sp if override.sp is None else override.sp,
+        recompute=override.recompute or parallel.recompute,
+        vision_recompute=override.vision_recompute or parallel.vision_recompute,
+    )
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """Names the key a value came from: the stage's own, or the run's that it inherits."""
+
+    stage: StageConfig
+    stage_name: str
+
+    def __call__(self, axis: str) -> str:
+        own = {
+            "tp": self.stage.parallel.tp,
+            "pp": self.stage.parallel.pp,
+            "vpp": self.stage.parallel.vpp,
+            "cp": self.stage.parallel.cp,
+            "ep": self.stage.parallel.ep,
+            "etp": self.stage.parallel.etp,
+            "sp": self.stage.parallel.sp,
+        }[axis]
+        return f"parallel.{axis}" if own is None else f"stages.{self.stage_name}.parallel.{axis}"
+
+
+def _pick(own: int | None, inherited: int) -> int:
+    return inherited if own is None else own
+
+
+def _choices(size: int, limit: int) -> str:
+    """The divisors of ``size`` up to ``limit``, in words: ``1, 2 or 4``."""
+    divisors = [str(n) for n in range(1, min(size, limit) + 1) if size % n == 0]
+    return divisors[0] if len(divisors) == 1 else f"{', '.join(divisors[:-1])} or {divisors[-1]}"

@@ -1,0 +1,26 @@
+"""Which data-parallel rank computes which packs of a global batch. Pure."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+
+def assign_packs(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
+    """Give every rank the same number of packs, with their costs as even as the longest-first rule makes them.
+
+    The dearest pack left goes to the rank with the least cost that still has room (LPT: Graham 1969, with a cap on the
+    count); ties go to the lower rank, so the answer is a pure function. Each rank's indices are ascending. Raises
+    ValueError when the packs do not divide among the ranks.
+    """
+    if num_ranks < 1 or len(costs) % num_ranks:
+        raise ValueError(f"{len(costs)} packs cannot be shared equally by {num_ranks} ranks")
+    room = len(costs) // num_ranks
+    ranks: list[list[int]] = [[] for _ in range(num_ranks)]
+    open_ranks = [(0.0, rank) for rank in range(num_ranks)]
+    for pack in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
+        total, rank = heapq.heappop(open_ranks)
+        ranks[rank].append(pack)
+        if len(ranks[rank]) < room:
+            heapq.heappush(open_ranks, (total + costs[pack], rank))
+    return [sorted(packs) for packs in ranks]
