@@ -86,12 +86,18 @@ def load_tokenizer(folder: str | None, model: ModelConfig) -> Tokenizer:
     try:
         tokenizer = Tokenizer(path.read_bytes().decode("utf-8"))
     except OSError as error:
-        raise UserError(f"tokenizer: cannot read {path}: {error.strerror}; name a folder that holds tokenizer.json") from None
+        raise UserError(
+            f"tokenizer: cannot read {path}: {error.strerror}; name a folder with a tokenizer.json"
+        ) from None
     except Exception as error:  # the library raises bare Exception on a malformed file
         raise UserError(f"tokenizer: {path} is not a tokenizer.json: {error}") from None
     if tokenizer.missing:
         raise UserError(f"tokenizer: {path} lacks {', '.join(tokenizer.missing)}; use a Qwen-VL tokenizer")
-    problems = _disagreements(tokenizer, model, path)
+    problems = _disagreements(tokenizer, model, path) + [
+        f"tokenizer: {name} is not marked special in {path}, so that text could write it; mark it special"
+        for name, attribute, _ in _SPECIAL
+        if vars(tokenizer)[attribute] in tokenizer.encode(name)
+    ]
     if problems:
         raise UserError(problems)
     return tokenizer

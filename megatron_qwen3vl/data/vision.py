@@ -41,13 +41,15 @@ class VisionLimits:
     video_max_pixels: int
 
     def override(self, min_pixels: int | None, max_pixels: int | None) -> VisionLimits:
-        """A source's own limits, which hold for its images and for its videos."""
-        return VisionLimits(
-            image_min_pixels=self.image_min_pixels if min_pixels is None else min_pixels,
-            image_max_pixels=self.image_max_pixels if max_pixels is None else max_pixels,
-            video_min_pixels=self.video_min_pixels if min_pixels is None else min_pixels,
-            video_max_pixels=self.video_max_pixels if max_pixels is None else max_pixels,
-        )
+        """A source's own limits, which hold for its images and for its videos. One that is given moves the other along."""
+        image = _moved(self.image_min_pixels, self.image_max_pixels, min_pixels, max_pixels)
+        return VisionLimits(*image, *_moved(self.video_min_pixels, self.video_max_pixels, min_pixels, max_pixels))
+
+
+def _moved(low: int, high: int, new_low: int | None, new_high: int | None) -> tuple[int, int]:
+    if new_low is not None:
+        return new_low, max(high, new_low) if new_high is None else new_high
+    return (low, high) if new_high is None else (min(low, new_high), new_high)
 
 
 # The preprocessor_config.json and video_preprocessor_config.json published with every Qwen3-VL model.

@@ -1,0 +1,247 @@
+"""Shards on disk: webdataset tars (KEY.json + KEY.<name>) and plain folders with the same names.
+
+A shard is scanned once (``scan``) for where everything lies; afterwards samples are read by offset. The only importer
+of webdataset: its naming rule (``base_plus_ext``), brace patterns and writer are the format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from webdataset import TarWriter
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext
+
+from megatron_qwen3vl.errors import BadSample, UserError
+
+_BLOCK = 512  # of a tar
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar, or a folder of loose files. ``name`` is its path inside the source, without ``.tar``; a folder that is the
+    source itself is named ``.``."""
+
+    path: Path
+    name: str
+
+    @property
+    def is_tar(self) -> bool:
+        return self.path.suffix == ".tar"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a sample: ``name`` is what stands behind ``KEY.``; in a folder the offset is 0."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Group:
+    key: str
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """``damage`` has a line for each part of the shard that cannot be read."""
+
+    groups: tuple[Group, ...]
+    damage: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Recognises a changed shard. Equal size and time need no reading; a copied shard has another time but the same
+    digest."""
+
+    size: int
+    mtime_ns: int
+    digest: str
+
+
+def find_shards(spec: str | Sequence[str], base: Path) -> list[Shard]:
+    """The shards of a brace pattern, a folder, a tar or a list of these, relative to ``base``.
+
+    A folder stands for the tars below it, in order of their names, or, without any tar, for its loose files.
+
+    Raises:
+        UserError: an address, a missing file, a folder without samples, or a shard named twice.
+    """
+    entries = [spec] if isinstance(spec, str) else list(spec)
+    problems: list[str] = []
+    paths: list[Path] = []
+    roots: list[Path] = []
+    for entry in entries:
+        for path in _expand(entry, base, problems):
+            if path.is_dir():
+                found = sorted(p for p in path.rglob("*.tar") if p.is_file())
+                if not found and not any(_loose_files(path)):
+                    problems.append(f"shards: {path} holds no .tar and no samples; name the folder of the shards")
+                paths += found or [path]
+                roots.append(path)
+            elif path.suffix != ".tar":
+                problems.append(f"shards: {path} is not a .tar; name folders or uncompressed tars")
+            elif not path.is_file():
+                problems.append(f"shards: {path} does not exist; mend `shards` (relative to {base})")
+            else:
+                paths.append(path)
+                roots.append(path.parent)
+    problems += [f"shards: {path} is named twice; name it once" for path, times in Counter(paths).items() if times > 1]
+    if not paths and not problems:
+        problems.append(f"shards: {spec!r} names nothing; name a pattern, a folder or a list")
+    if problems:
+        raise UserError(problems)
+    root = Path(os.path.commonpath(roots))
+    return [Shard(path, _name_inside(path, root)) for path in paths]
+
+
+def _expand(entry: str, base: Path, problems: list[str]) -> list[Path]:
+    if "://" in entry or entry.startswith("pipe:"):
+        problems.append(f"shards: {entry} is an address, which is not supported yet; copy the shards to a folder")
+        return []
+    try:
+        names = expand_urls(entry)
+    except ValueError as error:
+        problems.append(f"shards: {entry} is not a brace pattern ({error})")
+        return []
+    return [Path(os.path.normpath(base / name)) for name in names if name]
+
+
+def _name_inside(path: Path, root: Path) -> str:
+    relative = path.relative_to(root).as_posix()
+    return relative.removesuffix(".tar") if path.is_file() else relative
+
+
+def _loose_files(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and base_plus_ext(name)[0] is not None:
+                yield Path(parent) / name
+
+
+def scan(shard: Shard) -> Scan:
+    """All samples of a shard in the order of their first member; reads headers only.
+
+    Raises:
+        UserError: the file cannot be opened at all.
+    """
+    damage: list[str] = []
+    groups: dict[str, list[Member]] = {}
+    try:
+        for name, offset, size in _tar_members(shard, damage) if shard.is_tar else _folder_members(shard):
+            key, suffix = base_plus_ext(name)
+            if key is not None and not PurePosixPath(key).name.startswith("."):
+                groups.setdefault(key, []).append(Member(suffix, offset, size))
+    except OSError as error:
+        raise UserError(f"shards: cannot read {shard.path}: {error.strerror}") from None
+    return Scan(tuple(Group(key, tuple(members)) for key, members in groups.items()), tuple(damage))
+
+
+def _folder_members(shard: Shard) -> Iterator[tuple[str, int, int]]:
+    for path in _loose_files(shard.path):
+        yield path.relative_to(shard.path).as_posix(), 0, path.stat().st_size
+
+
+def _tar_members(shard: Shard, damage: list[str]) -> Iterator[tuple[str, int, int]]:
+    """Readable regular files; what is behind the first unreadable header goes to ``damage``."""
+    total = shard.path.stat().st_size
+    with open(shard.path, "rb") as file:
+        try:
+            tar = tarfile.open(fileobj=file, mode="r:")
+        except (tarfile.TarError, ValueError, ArithmeticError) as error:
+            damage.append(f"{shard.path}: not a readable tar, all {total} bytes lost ({error})")
+            return
+        while True:
+            start = tar.offset
+            try:
+                info = tar.next()
+            except (tarfile.TarError, ValueError, ArithmeticError) as error:
+                damage.append(f"{shard.path}: bytes {start} to {total} cannot be read ({error})")
+                return
+            if info is None:
+                break
+            tar.members = []  # tarfile keeps every header otherwise
+            name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            if info.offset_data + info.size > total:
+                damage.append(f"{shard.path}: cut off inside {name} at byte {total}")
+                return
+            if info.isreg() and not info.issparse():
+                yield name, info.offset_data, info.size
+        file.seek(start)
+        if len(file.read(_BLOCK)) < _BLOCK:
+            damage.append(f"{shard.path}: ends at byte {total} without a tar's closing blocks; samples may be missing")
+
+
+def read_member(shard: Shard, key: str, member: Member) -> bytes:
+    """Bytes of one file of a sample.
+
+    Raises:
+        BadSample: the shard no longer holds them.
+    """
+    path = shard.path if shard.is_tar else shard.path / f"{key}.{member.name}"
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), member.size, member.offset)
+    except OSError as error:
+        raise BadSample(f"cannot read {member.name} of {path}: {error.strerror}") from None
+    if len(data) != member.size:
+        raise BadSample(f"{path} is cut off inside {key}.{member.name}")
+    return data
+
+
+def take_stamp(shard: Shard, known: Stamp | None = None) -> Stamp:
+    """The shard's stamp; with ``known`` of the same size and time its digest is taken over, not computed.
+
+    Raises:
+        UserError: the shard cannot be read.
+    """
+    try:
+        files = [shard.path] if shard.is_tar else list(_loose_files(shard.path))
+        status = [path.stat() for path in files]
+        size = sum(s.st_size for s in status)
+        mtime_ns = max((s.st_mtime_ns for s in status), default=0)
+        if known is not None and (known.size, known.mtime_ns) == (size, mtime_ns):
+            return known
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(path.relative_to(shard.path).as_posix().encode("utf-8", "surrogateescape"))
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise UserError(f"shards: cannot read {shard.path}: {error.strerror}") from None
+    return Stamp(size, mtime_ns, digest.hexdigest())
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """Write (key, {name: bytes}) to a tar, whole or not at all; the same samples give the same bytes.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        ValueError: a key that would not be read back as one sample.
+    """
+    count = 0
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(partial, "wb") as file, TarWriter(file, encoder=False, mtime=0, format=tarfile.PAX_FORMAT) as writer:
+            for key, files in samples:
+                if any(base_plus_ext(f"{key}.{name}") != (key, name) for name in files):
+                    raise ValueError(f"key {key!r}: the last part of a key must not hold a dot or be empty")
+                writer.write({"__key__": key, **files})
+                count += 1
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count

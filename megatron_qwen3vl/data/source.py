@@ -1,0 +1,267 @@
+"""One source of a mixture: its samples by number, their lengths without reading them, and the samples themselves.
+
+Numbers run through the shards in order. Pickles as paths and the two arrays of lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_qwen3vl.batch import IGNORE, Sample
+from megatron_qwen3vl.config.schema import SourceConfig, VisionConfig
+from megatron_qwen3vl.data.index import ShardIndex, get_index, read_record
+from megatron_qwen3vl.data.render import Composition, Picture, Video, compose, render, video_stamps
+from megatron_qwen3vl.data.shards import Member, Shard, find_shards, read_member
+from megatron_qwen3vl.data.timestamps import STYLES, choose_style
+from megatron_qwen3vl.data.tokenizer import Tokenizer
+from megatron_qwen3vl.data.vision import VisionLimits, decode, image_grid, make_patches, video_grid
+from megatron_qwen3vl.errors import BadSample, UserError
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What turns a stored sample into tokens and patches."""
+
+    tokenizer: Tokenizer
+    limits: VisionLimits
+    vision: VisionConfig
+    timestamps: str
+
+
+class Source:
+    """Samples 0 .. len - 1.
+
+    Attributes:
+        name: of the mixture file.
+        lengths: int32 [n]: tokens as they will be rendered; 0 cannot be used (``reason`` says why).
+        patches: int32 [n]: patches of all images and videos.
+        damage: a line for each part of a shard that cannot be read.
+    """
+
+    def __init__(self, name: str, shards: Sequence[Shard], indexes: Sequence[ShardIndex], rules: Rules) -> None:
+        self.name = name
+        self._shards = list(shards)
+        self._indexes = list(indexes)
+        self._rules = rules
+        self._first = np.cumsum([0, *map(len, indexes)])
+        self._refused: dict[int, str] = {}  # by these limits; the index keeps the other reasons
+        measured = [self._measure(number) for number in range(len(indexes))]
+        self.lengths = np.concatenate([lengths for lengths, _ in measured] or [np.zeros(0, np.int32)])
+        self.patches = np.concatenate([patches for _, patches in measured] or [np.zeros(0, np.int32)])
+        self.damage = tuple(line for index in indexes for line in index.damage)
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def key(self, i: int) -> str:
+        """``SOURCE/SHARD/KEY``"""
+        shard, sample = self._locate(i)
+        return f"{self.name}/{self._shards[shard].name}/{self._indexes[shard].string('key', sample)}"
+
+    def domain(self, i: int) -> str:
+        """The sample's own domain, else the source's name."""
+        shard, sample = self._locate(i)
+        return self._indexes[shard].domain(sample) or self.name
+
+    def reason(self, i: int) -> str | None:
+        """Why sample i cannot be used (its length is 0); None when it can."""
+        shard, sample = self._locate(i)
+        return self._refused.get(i) or self._indexes[shard].reason(sample)
+
+    def read(self, i: int, pixels: bool) -> Sample:
+        """Sample i; without ``pixels`` no media are read and ``patches`` is None. Never raises for a bad sample.
+
+        Returns:
+            The sample, or a failed one (``failure``) of the planned length with no labels and no visual part.
+        """
+        reason = self.reason(i)
+        if reason is not None:
+            return self._failed(i, pixels, reason)
+        try:
+            return self._read(i, pixels)
+        except BadSample as bad:
+            return self._failed(i, pixels, str(bad))
+
+    def _locate(self, i: int) -> tuple[int, int]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        shard = int(np.searchsorted(self._first, i, side="right")) - 1
+        return shard, i - int(self._first[shard])
+
+    def _read(self, i: int, pixels: bool) -> Sample:
+        shard, sample = self._locate(i)
+        index, rules = self._indexes[shard], self._rules
+        key = index.string("key", sample)
+        members = index.members(sample)
+        composition = compose(read_record(self._shards[shard], key, members), rules.tokenizer)
+        sizes = self._sizes(index, sample, composition)
+        grids = [_grid(*size, rules) for size in sizes]
+        tokens = render(composition, grids, choose_style(rules.timestamps, key), rules.tokenizer, rules.vision)
+        if len(tokens.input_ids) != self.lengths[i]:
+            has, planned = len(tokens.input_ids), self.lengths[i]
+            raise BadSample(f"has {has} tokens, but {planned} are indexed; run `data index` again")
+        patches = self._pixels(shard, key, members, composition, sizes, grids) if pixels else None
+        return Sample(
+            key=self.key(i),
+            domain=self.domain(i),
+            input_ids=tokens.input_ids,
+            labels=tokens.labels,
+            positions=tokens.positions,
+            visual_index=tokens.visual_index,
+            grids=tokens.grids,
+            patches=patches,
+        )
+
+    @staticmethod
+    def _sizes(index: ShardIndex, sample: int, composition: Composition) -> list[tuple[int, int, int]]:
+        """(frames, height, width) of each image (0 frames) and video, as indexed."""
+        first, last = index.arrays["visual_starts"][sample : sample + 2].tolist()
+        frames = index.arrays["visual_frames"][first:last].tolist()
+        sides = index.arrays["visual_sizes"].reshape(-1, 2)[first:last].tolist()
+        expected = [0 if isinstance(visual, Picture) else len(visual.frames) for visual in composition.visuals]
+        if frames != expected:
+            raise BadSample("has other images and videos than are indexed; run `data index` again")
+        return [(count, height, width) for count, (height, width) in zip(frames, sides, strict=True)]
+
+    def _pixels(
+        self,
+        shard: int,
+        key: str,
+        members: Sequence[Member],
+        composition: Composition,
+        sizes: Sequence[tuple[int, int, int]],
+        grids: Sequence[Grid],
+    ) -> np.ndarray:
+        files = {member.name: member for member in members}
+        parts = [np.zeros((0, self._rules.vision.patch_values), np.uint8)]
+        for visual, (_, height, width), grid in zip(composition.visuals, sizes, grids, strict=True):
+            names = visual.frames if isinstance(visual, Video) else (visual.member,)
+            frames = [decode(read_member(self._shards[shard], key, files[name])) for name in names]
+            for name, frame in zip(names, frames, strict=True):
+                if frame.shape[:2] != (height, width):
+                    raise BadSample(f"{name} is {frame.shape[1]} x {frame.shape[0]}, but {width} x {height} is indexed")
+            parts.append(make_patches(frames, grid, self._rules.vision))
+        return np.concatenate(parts)
+
+    def _failed(self, i: int, pixels: bool, reason: str) -> Sample:
+        length, rules = int(self.lengths[i]), self._rules
+        return Sample(
+            key=self.key(i),
+            domain=self.domain(i),
+            input_ids=np.full(length, rules.tokenizer.endoftext, np.int32),
+            labels=np.full(length, IGNORE, np.int32),
+            positions=np.tile(np.arange(length, dtype=np.int32), (3, 1)),
+            visual_index=np.zeros(0, np.int32),
+            grids=np.zeros((0, 3), np.int32),
+            patches=np.zeros((0, rules.vision.patch_values), np.uint8) if pixels else None,
+            failure=reason,
+        )
+
+    def _measure(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths and patches of a shard's samples, int32 [n] each."""
+        index, rules = self._indexes[shard], self._rules
+        counted = index.text_tokens(rules.tokenizer)
+        assert counted is not None, "get_index gives an index for this tokenizer"
+        starts = index.arrays["visual_starts"]
+        owners = np.repeat(np.arange(len(index)), np.diff(starts))
+        columns = (index.arrays["visual_frames"], *index.arrays["visual_sizes"].reshape(-1, 2).T)
+        rows, which = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
+        # Few distinct sizes stand for many images: the rule itself, written for a single one, is fast enough.
+        distinct = np.array([_visual_figures(*row, rules) for row in rows.tolist()], np.int64).reshape(-1, 2)
+        tokens, patches = distinct[which.ravel()].T
+        tokens = tokens + self._stamp_tokens(index, owners)
+        bad_samples = set(owners[patches == 0].tolist())
+        for sample in bad_samples:
+            self._refused[int(self._first[shard]) + sample] = self._why_no_grid(index, sample)
+        usable = index.arrays["reason_of"] < 0
+        usable[list(bad_samples)] = False
+        total = counted + np.bincount(owners, tokens, len(index)).astype(np.int64)
+        patch_total = np.bincount(owners, patches, len(index)).astype(np.int64)
+        return np.where(usable, total, 0).astype(np.int32), np.where(usable, patch_total, 0).astype(np.int32)
+
+    def _why_no_grid(self, index: ShardIndex, sample: int) -> str:
+        first, last = index.arrays["visual_starts"][sample : sample + 2].tolist()
+        sides = index.arrays["visual_sizes"].reshape(-1, 2)
+        for visual in range(first, last):
+            try:
+                _grid(int(index.arrays["visual_frames"][visual]), *sides[visual].tolist(), self._rules)
+            except BadSample as bad:
+                return str(bad)
+        raise AssertionError("called for a sample that has none")
+
+    def _stamp_tokens(self, index: ShardIndex, owners: np.ndarray) -> np.ndarray:
+        """Tokens of all timestamps of each image (none) and video, int64 [I]."""
+        rules, counts = self._rules, np.zeros(len(owners), np.int64)
+        known: dict[tuple[int, float, str], int] = {}
+        for visual in np.flatnonzero(index.arrays["visual_frames"]).tolist():
+            frames, fps = int(index.arrays["visual_frames"][visual]), float(index.arrays["visual_fps"][visual])
+            style = choose_style(rules.timestamps, index.string("key", int(owners[visual])))
+            if (frames, fps, style) not in known:
+                stamps = video_stamps(frames, fps, style, rules.vision)
+                known[frames, fps, style] = sum(len(rules.tokenizer.encode(text)) for text in stamps)
+            counts[visual] = known[frames, fps, style]
+        return counts
+
+
+def _grid(frames: int, height: int, width: int, rules: Rules) -> Grid:
+    if frames:
+        return video_grid(frames, height, width, rules.limits, rules.vision)
+    return image_grid(height, width, rules.limits, rules.vision)
+
+
+def _visual_figures(frames: int, height: int, width: int, rules: Rules) -> tuple[int, int]:
+    """(tokens with their markers but without timestamps, patches); (0, 0) where the resize rule refuses."""
+    try:
+        groups, rows, columns = _grid(frames, height, width, rules)
+    except BadSample:
+        return 0, 0
+    return groups * (rows * columns // rules.vision.spatial_merge_size**2 + 2), groups * rows * columns
+
+
+def open_source(
+    config: SourceConfig,
+    base: Path,
+    tokenizer: Tokenizer,
+    limits: VisionLimits,
+    vision: VisionConfig,
+    cache: Path | None,
+) -> Source:
+    """Open a mixture's source.
+
+    Args:
+        base: the mixture file's folder, which ``config.shards`` is relative to.
+        limits: of the model; the source's own min_pixels and max_pixels go first.
+        cache: folder for the indexes of shards that have none; None keeps those in memory.
+
+    Raises:
+        UserError: shards that cannot be found or have a stale index, or impossible settings.
+    """
+    if config.timestamps not in STYLES:
+        raise UserError(f"source {config.name}: timestamps={config.timestamps} is not one of {', '.join(STYLES)}")
+    limits = limits.override(config.min_pixels, config.max_pixels)
+    for kind, low, high in (
+        ("image", limits.image_min_pixels, limits.image_max_pixels),
+        ("video", limits.video_min_pixels, limits.video_max_pixels),
+    ):
+        if not 1 <= low <= high:
+            raise UserError(f"source {config.name}: {kind}s of {low} to {high} pixels; mend min_pixels and max_pixels")
+    try:
+        shards = find_shards(config.shards, base)
+    except UserError as error:
+        raise UserError([f"source {config.name}: {problem}" for problem in error.problems]) from None
+    problems: list[str] = []
+    indexes = []
+    for shard in shards:
+        try:
+            indexes.append(get_index(shard, tokenizer, cache))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return Source(config.name, shards, indexes, Rules(tokenizer, limits, vision, config.timestamps))
