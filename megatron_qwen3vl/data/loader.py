@@ -1,0 +1,199 @@
+"""The loader of one rank: plans every lane, reads the packs that fall to this rank.
+
+    lanes.Lane x V  --lengths-->  plan of a step: one pack per lane
+    balance.assign_packs  --cost-->  which of them this rank reads
+    Source.read, here or in workers  -->  to_pack  -->  Step
+
+The plan of a step, so the contents of a global batch, depends on neither ranks nor workers nor prefetching.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from megatron_qwen3vl.batch import IGNORE, Document, Pack, Sample
+from megatron_qwen3vl.data import state as lane_state
+from megatron_qwen3vl.data.lanes import Lane, LaneState, LeftOut, Mixture, Planned, SampleSource
+from megatron_qwen3vl.data.workers import ReaderPool, Task, read_planned
+from megatron_qwen3vl.errors import UserError
+from megatron_qwen3vl.parallel.balance import assign_packs
+
+
+@dataclass(frozen=True)
+class PackCost:
+    """Work of a pack = sum over its samples of token x n + pair x n^2 + patch x patches, in any one unit.
+
+    n^2 is the causal attention of a document of n tokens; attention never crosses documents. It only decides which rank
+    gets a pack, never what is in it.
+    """
+
+    token: float
+    pair: float
+    patch: float
+
+    def of(self, samples: Sequence[Planned], sources: Sequence[SampleSource]) -> float:
+        lengths = np.array([sample.length for sample in samples], np.float64)
+        patches = sum(int(sources[sample.source].patches[sample.index]) for sample in samples)
+        return float(self.token * lengths.sum() + self.pair * (lengths**2).sum() + self.patch * patches)
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    seed: int
+    stage: str
+    sequence_length: int
+    global_batch_size: int  # lanes
+    lookahead: int  # waiting tokens of a lane, in sequence lengths
+    pad_id: int
+    num_ranks: int  # data-parallel ranks, and which of them this is
+    rank: int
+    workers: int  # processes; 0 reads in this one
+    prefetch: int  # steps read ahead, with workers
+    pixels: bool  # whether this rank needs patches
+    cost: PackCost
+
+
+@dataclass(frozen=True)
+class Step:
+    """What `next` hands out. ``packs`` are this rank's, by ascending lane; the rest speaks of the whole global batch."""
+
+    packs: tuple[Pack, ...]
+    keys_by_lane: tuple[tuple[str, ...], ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples read for the global batch, failed ones included."""
+        return sum(len(keys) for keys in self.keys_by_lane)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    lanes: tuple[list[Planned], ...]
+    mine: tuple[int, ...]
+    left_out: tuple[LeftOut, ...]
+    after: tuple[LaneState, ...]
+    first_task: int
+
+
+class Loader:
+    """An endless sequence of steps. ``changes`` says in sentences what differs from the mixture of ``state``.
+
+    Raises UserError where a source has no usable sample, global_batch_size cannot be shared out equally, or ``state``
+    belongs to another seed, stage, sequence_length or global_batch_size.
+    """
+
+    def __init__(
+        self,
+        config: LoaderConfig,
+        sources: Sequence[SampleSource],
+        weights: Sequence[float],
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        if config.global_batch_size % config.num_ranks:
+            raise UserError(
+                f"global_batch_size: {config.global_batch_size} packs cannot be shared out equally over "
+                f"{config.num_ranks} data-parallel ranks; choose a multiple"
+            )
+        self._config = config
+        self._mixture = Mixture(
+            sources, weights, config.seed, config.stage, config.global_batch_size, config.sequence_length
+        )
+        self.changes: list[str] = []
+        starts: Sequence[LaneState | None] = [None] * config.global_batch_size
+        if state is not None:
+            starts, self.changes = lane_state.decode(state, self._mixture)
+        lookahead = config.lookahead * config.sequence_length
+        self._lanes = [Lane(number, self._mixture, lookahead, start) for number, start in enumerate(starts)]
+        self._used = tuple(lane.state() for lane in self._lanes)
+        self._planned: deque[_Plan] = deque()
+        self._num_tasks = 0
+        self._pool = ReaderPool(sources, config.workers, config.pad_id) if config.workers else None
+
+    @property
+    def num_left_out(self) -> dict[str, int]:
+        """Per source, how many of its samples no pack can hold."""
+        return {source.name: n for source, n in zip(self._mixture.sources, self._mixture.num_left_out, strict=True)}
+
+    def next(self) -> Step:
+        """The next step. Raises ReadError where reading a sample ended in an exception or killed its worker."""
+        while len(self._planned) < 1 + (self._config.prefetch if self._pool else 0):
+            self._planned.append(self._plan())
+        plan = self._planned[0]
+        samples = iter(self._read(plan))
+        packs = tuple(
+            to_pack(
+                lane, [next(samples) for _ in plan.lanes[lane]], self._config.sequence_length, self._config.pad_id
+            )
+            for lane in plan.mine
+        )
+        sources = self._mixture.sources
+        keys = tuple(tuple(sources[sample.source].key(sample.index) for sample in lane) for lane in plan.lanes)
+        self._planned.popleft()
+        self._used = plan.after
+        return Step(packs, keys, plan.left_out)
+
+    def state(self) -> dict[str, Any]:
+        """All lanes after the last step that `next` returned, JSON-able; what was only planned or read does not count."""
+        return lane_state.encode(self._mixture, self._used)
+
+    def close(self) -> None:
+        """Ends the worker processes. Idempotent."""
+        if self._pool:
+            self._pool.close()
+
+    def _plan(self) -> _Plan:
+        planned = [lane.next_pack() for lane in self._lanes]
+        lanes = tuple(samples for samples, _ in planned)
+        costs = [self._config.cost.of(samples, self._mixture.sources) for samples in lanes]
+        mine = tuple(assign_packs(costs, self._config.num_ranks)[self._config.rank])
+        left_out = tuple(sample for _, named in planned for sample in named)
+        plan = _Plan(lanes, mine, left_out, tuple(lane.state() for lane in self._lanes), self._num_tasks)
+        for lane in mine:
+            for sample in lanes[lane]:
+                if self._pool:
+                    self._pool.submit(Task(self._num_tasks, *sample, self._config.pixels))
+                self._num_tasks += 1
+        return plan
+
+    def _read(self, plan: _Plan) -> list[Sample]:
+        wanted = [sample for lane in plan.mine for sample in plan.lanes[lane]]
+        if self._pool:
+            return [self._pool.result(plan.first_task + place) for place in range(len(wanted))]
+        sources, config = self._mixture.sources, self._config
+        return [
+            read_planned(sources[source], index, length, config.pixels, config.pad_id)
+            for source, index, length in wanted
+        ]
+
+
+def to_pack(lane: int, samples: Sequence[Sample], sequence_length: int, pad_id: int) -> Pack:
+    """Samples one after another, then padding: ``pad_id`` at positions 0, 1, ..., nothing predicted.
+
+    The lengths of the samples must sum to at most ``sequence_length``.
+    """
+    lengths = [len(sample.input_ids) for sample in samples]
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    num_padding = sequence_length - int(starts[-1])
+    assert num_padding >= 0, f"lane {lane}: {starts[-1]} tokens do not fit into {sequence_length}"
+    padding = np.arange(num_padding, dtype=np.int32)
+    with_patches = [sample.patches for sample in samples if sample.patches is not None]
+    visual = [sample.visual_index + start for sample, start in zip(samples, starts, strict=False)]
+    documents = tuple(Document(sample.key, sample.domain, sample.num_labels, sample.failure) for sample in samples)
+    return Pack(
+        lane=lane,
+        documents=documents,
+        input_ids=np.concatenate([*(s.input_ids for s in samples), np.full(num_padding, pad_id)]).astype(np.int32),
+        labels=np.concatenate([*(s.labels for s in samples), np.full(num_padding, IGNORE)]).astype(np.int32),
+        positions=np.concatenate([*(s.positions for s in samples), np.tile(padding, (3, 1))], axis=1).astype(np.int32),
+        cu_seqlens=np.append(starts, [sequence_length] * bool(num_padding)).astype(np.int32),
+        num_padding=num_padding,
+        visual_index=np.concatenate(visual).astype(np.int32),
+        grids=np.concatenate([sample.grids for sample in samples]).astype(np.int32).reshape(-1, 3),
+        patches=np.concatenate(with_patches) if with_patches else None,
+    )

@@ -1,0 +1,240 @@
+import json
+from collections import Counter
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_qwen3vl.data.lanes import Lane, LaneState, LeftOut, Mixture, Planned, whole_shares
+from megatron_qwen3vl.data.state import decode, encode
+from megatron_qwen3vl.errors import UserError
+from tests.unit.data.fake_source import FakeSource, fake_source
+
+T = 64
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> Mixture:
+    """Random sources (unusable and over-long samples among them), weights and number of lanes; samples up to T tokens."""
+    length = st.one_of(st.integers(1, T), st.integers(-1, 2 * T))
+    sources = []
+    for number in range(draw(st.integers(1, 4))):
+        lengths = draw(st.lists(length, min_size=0, max_size=12)) + [draw(st.integers(1, T))]
+        sources.append(fake_source(f"s{number}", *lengths))
+    weights = [draw(st.sampled_from([0.05, 0.1, 0.3, 1, 2.5])) for _ in sources]
+    return Mixture(sources, weights, draw(st.integers(0, 99)), "s1", draw(st.integers(1, 4)), T)
+
+
+def lanes_of(mixture: Mixture, lookahead: int, states: list[LaneState] | None = None) -> list[Lane]:
+    given_states = states or [None] * mixture.num_lanes
+    return [Lane(number, mixture, lookahead, state) for number, state in enumerate(given_states)]
+
+
+def run(lanes: list[Lane], steps: int) -> tuple[list[list[list[Planned]]], list[LeftOut]]:
+    results = [[lane.next_pack() for lane in lanes] for _ in range(steps)]
+    return [[pack for pack, _ in step] for step in results], [x for step in results for _, out in step for x in out]
+
+
+def usable(source: FakeSource) -> set[int]:
+    return {i for i, n in enumerate(source.lengths.tolist()) if 0 < n <= T}
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixtures(), st.integers(1, 4))
+def test_nothing_lost_nothing_doubled_every_pack_within_its_length(mixture: Mixture, lookahead: int) -> None:
+    lanes = lanes_of(mixture, lookahead * T)
+    steps, left_out = run(lanes, 25)
+    for pack in chain(*steps):
+        assert pack and sum(sample.length for sample in pack) <= T
+        assert all(sample.length == mixture.sources[sample.source].lengths[sample.index] for sample in pack)
+    packed = Counter((sample.source, sample.index) for pack in chain(*steps) for sample in pack)
+    for number, source in enumerate(mixture.sources):
+        # what was drawn: a run of turns without a hole in each lane, so epoch by epoch the source's samples, each once
+        drawn: Counter[int] = Counter()
+        taken = [lane.state().taken[number] for lane in lanes]
+        for lane, count in enumerate(taken):
+            indices, lengths = mixture.look_up(lane, number, 0, count) if count else ([], [])
+            drawn.update(index for index, length in zip(indices, lengths, strict=True) if length)
+        waiting = Counter(
+            mixture.look_up(lane, number, turn, 1)[0][0]
+            for lane in range(mixture.num_lanes)
+            for source_number, turn in lanes[lane].state().waiting
+            if source_number == number
+        )
+        assert drawn == waiting + Counter({i: n for (s, i), n in packed.items() if s == number})
+        assert set(drawn) <= usable(source)
+        complete_epochs = min((lane + mixture.num_lanes * count) // len(source) for lane, count in enumerate(taken))
+        begun_epochs = max(-(-(lane + mixture.num_lanes * count) // len(source)) for lane, count in enumerate(taken))
+        for index in usable(source):
+            assert complete_epochs <= drawn[index] <= begun_epochs
+        named = [x.key for x in left_out if x.source == source.name]
+        assert len(named) == len(set(named))
+        assert set(named) <= {source.key(i) for i in range(len(source)) if i not in usable(source)}
+        if complete_epochs:
+            assert len(named) == mixture.num_left_out[number] == len(source) - len(usable(source))
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixtures(), st.integers(1, 4))
+def test_shares_of_tokens_follow_the_weights(mixture: Mixture, lookahead: int) -> None:
+    """A source is never ahead of its share by more than one longest sample of its own, nor behind by more than the
+    others are ahead."""
+    lanes = lanes_of(mixture, lookahead * T)
+    for _ in range(25):
+        run(lanes, 1)
+        for lane in lanes:
+            tokens = lane.state().tokens
+            for number, share in enumerate(mixture.shares):
+                ahead = tokens[number] - share * sum(tokens) / mixture.all_shares
+                assert ahead <= T + 1e-6
+                assert -ahead <= T * max(1, len(tokens) - 1) + 1e-6
+
+
+@settings(max_examples=40, deadline=None)
+@given(mixtures(), st.integers(1, 4))
+def test_waiting_is_bounded(mixture: Mixture, lookahead: int) -> None:
+    lanes = lanes_of(mixture, lookahead * T)
+    arrived_at: dict[tuple[int, tuple[int, int]], tuple[int, int]] = {}
+    for step in range(25):
+        run(lanes, 1)
+        for number, lane in enumerate(lanes):
+            waiting = lane.state().waiting
+            lengths = [mixture.look_up(number, source, turn, 1)[1][0] for source, turn in waiting]
+            assert sum(lengths) < (lookahead + 1) * T
+            for place, item in enumerate(waiting):
+                first_seen, older = arrived_at.setdefault((number, item), (step, place))
+                assert step - first_seen <= older
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixtures(), st.integers(1, 4), st.integers(0, 20))
+def test_a_state_goes_on_as_if_nothing_had_happened(mixture: Mixture, lookahead: int, stop: int) -> None:
+    whole, left_out = run(lanes_of(mixture, lookahead * T), stop + 10)
+    lanes = lanes_of(mixture, lookahead * T)
+    _, left_out_before = run(lanes, stop)
+    text = json.dumps(encode(mixture, [lane.state() for lane in lanes]))
+    states, changes = decode(json.loads(text), mixture)
+    assert changes == [] and states == [lane.state() for lane in lanes]
+    rest, left_out_after = run(lanes_of(mixture, lookahead * T, states), 10)
+    assert rest == whole[stop:]
+    assert left_out_before + left_out_after == left_out
+
+
+def test_a_lane_depends_on_seed_stage_and_its_number_only() -> None:
+    sources = [fake_source("a", *range(5, 60)), fake_source("b", *range(1, 40))]
+
+    def packs(seed: int, stage: str, number: int) -> list[list[list[Planned]]]:
+        return run([Lane(number, Mixture(sources, [1, 2], seed, stage, 3, T), 4 * T, None)], 5)[0]
+
+    together, _ = run(lanes_of(Mixture(sources, [1, 2], 0, "s0", 3, T), 4 * T), 5)
+    assert packs(0, "s0", 1) == [[step[1]] for step in together]
+    assert len({str(packs(*facts)) for facts in ((0, "s0", 1), (1, "s0", 1), (0, "s1", 1), (0, "s0", 2))}) == 4
+
+
+def test_epochs_are_shuffled_anew() -> None:
+    mixture = Mixture([fake_source("a", *[T] * 30)], [1], 0, "s0", 1, T)
+    steps, _ = run(lanes_of(mixture, T), 60)
+    order = [pack[0].index for (pack,) in steps]
+    assert sorted(order[:30]) == sorted(order[30:]) == list(range(30))
+    assert order[:30] != order[30:]
+
+
+def test_the_state_stays_small_and_does_not_grow() -> None:
+    lengths = np.clip(np.exp(np.random.default_rng(0).normal(6.4, 1.3, 2000)).astype(np.int32), 16, 8192)
+    sources = [FakeSource(f"source_{number}", lengths) for number in range(5)]
+    mixture = Mixture(sources, [0.3, 0.3, 0.2, 0.1, 0.1], 0, "s1", 2, 8192)
+    lanes = lanes_of(mixture, 4 * 8192)
+    sizes = []
+    for _ in range(30):
+        run(lanes, 10)
+        state = encode(mixture, [lane.state() for lane in lanes])
+        sizes.append(max(len(json.dumps(lane)) for lane in state["lanes"]))
+    assert max(sizes) < 350
+    assert max(sizes[15:]) - max(sizes[:15]) < 40
+
+
+def test_shares_are_exact() -> None:
+    assert whole_shares([0.1, 0.2, 0.7]) == (1, 2, 7)
+    assert whole_shares([3, 1.5]) == (2, 1)
+    mixture = Mixture([fake_source(n, *[7] * 5) for n in "abc"], [0.5, 0.4, 0.1], 0, "s0", 1, T)
+    (lane,) = lanes_of(mixture, T)
+    run([lane], 500)
+    tokens = np.array(lane.state().tokens)
+    assert np.abs(tokens / tokens.sum() - [0.5, 0.4, 0.1]).max() < 7 / tokens.sum()
+
+
+def test_a_source_that_cannot_give_anything_is_named() -> None:
+    sources = [fake_source("fine", 5), fake_source("long", 65, 70), fake_source("broken", 0, -1), fake_source("empty")]
+    with pytest.raises(UserError) as caught:
+        Mixture(sources, [1, 1, 1, 1], 0, "s0", 1, T)
+    long, broken, empty = caught.value.problems
+    assert "source long" in long and "64" in long and "65" in long
+    assert "source broken" in broken and "index says it is broken" in broken
+    assert "source empty" in empty
+
+
+def test_left_out_samples_are_named_with_their_reason() -> None:
+    mixture = Mixture([fake_source("a", 5, T + 1, 0, T)], [1], 0, "s0", 1, T)
+    _, left_out = run(lanes_of(mixture, T), 20)
+    assert sorted(left_out, key=lambda x: x.key) == [
+        LeftOut("a", "a/shard/1", f"{T + 1} tokens, more than the sequence_length of {T}"),
+        LeftOut("a", "a/shard/2", "index says it is broken"),
+    ]
+
+
+def changed(before: Mixture, after: Mixture) -> tuple[list[LaneState], list[LaneState], list[str]]:
+    lanes = lanes_of(before, 4 * T)
+    run(lanes, 7)
+    states = [lane.state() for lane in lanes]
+    restored, changes = decode(json.loads(json.dumps(encode(before, states))), after)
+    run(lanes_of(after, 4 * T, restored), 10)
+    return states, restored, changes
+
+
+def mixture_of(*sources: FakeSource, weights: list[float], num_lanes: int = 2, seed: int = 0) -> Mixture:
+    return Mixture(sources, weights, seed, "s0", num_lanes, T)
+
+
+A, B, C = (fake_source(name, *range(3, 50)) for name in "abc")
+
+
+def test_sources_added_removed_and_reweighted_at_a_restart() -> None:
+    old, new, changes = changed(mixture_of(A, B, weights=[1, 1]), mixture_of(C, B, weights=[1, 3]))
+    for before, after in zip(old, new, strict=True):
+        assert after.taken == (0, before.taken[1])
+        assert after.tokens == (0, 0), "shares are counted anew, or the new source would be read alone"
+        assert after.waiting == tuple((1, turn) for source, turn in before.waiting if source == 1)
+    assert changes == [
+        "source c is new and begins at its first sample",
+        "source a is gone, with its waiting samples",
+        "source b has weight 3.0, had 1.0",
+        "token shares are counted anew from here on",
+    ]
+
+
+def test_order_of_the_file_and_scale_of_the_weights_change_nothing_else() -> None:
+    old, new, changes = changed(mixture_of(A, B, weights=[1, 2]), mixture_of(B, A, weights=[4, 2]))
+    assert changes == []
+    assert [lane.tokens for lane in new] == [lane.tokens[::-1] for lane in old]
+    assert [len(lane.waiting) for lane in new] == [len(lane.waiting) for lane in old]
+
+
+def test_a_source_with_other_samples_begins_afresh() -> None:
+    more = fake_source("a", *range(3, 51))
+    old, new, changes = changed(mixture_of(A, B, weights=[1, 2]), mixture_of(more, B, weights=[1, 2]))
+    assert [lane.taken for lane in new] == [(0, lane.taken[1]) for lane in old]
+    assert changes == ["source a has 48 samples, had 47: it begins afresh"]
+
+
+def test_a_waiting_sample_that_no_longer_fits_is_dropped() -> None:
+    longer = fake_source("a", *(n + 20 for n in range(3, 50)))
+    _, _, changes = changed(mixture_of(A, weights=[1]), mixture_of(longer, weights=[1]))
+    assert len(changes) == 1 and "source a has 2162 tokens" in changes[0]
+
+
+def test_another_seed_or_number_of_lanes_is_refused() -> None:
+    with pytest.raises(UserError) as caught:
+        changed(mixture_of(A, weights=[1]), mixture_of(A, weights=[1], num_lanes=4, seed=1))
+    assert [line.split(":")[0] for line in caught.value.problems] == ["seed", "global_batch_size"]
