@@ -220,7 +220,10 @@ def _build(shard: Shard, tokenizer: Tokenizer) -> ShardIndex:
     columns["visual_starts"].append(0)
     text_tokens = []
     for group in found.groups:
-        facts = _examine(shard, group, tokenizer)
+        try:
+            facts = _examine(shard, group, tokenizer)
+        except OSError as error:
+            raise UserError(f"shards: cannot read {group.key} of {shard.path}: {error.strerror}") from None
         keys.add(group.key)
         for member in group.members:
             members.add(member.name)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_qwen3vl.config.schema import SourceConfig, VisionConfig
+from megatron_qwen3vl.config.schema import ModelConfig, SourceConfig, VisionConfig
+from megatron_qwen3vl.data.mixture import load_mixture
 from megatron_qwen3vl.data.source import Source, open_source
 from megatron_qwen3vl.data.tokenizer import Tokenizer
 from megatron_qwen3vl.data.vision import VisionLimits
@@ -16,14 +17,17 @@ from megatron_qwen3vl.data.vision import VisionLimits
 _BAR = 40
 
 
-def inspect_shards(path: Path, tokenizer: Tokenizer, limits: VisionLimits, vision: VisionConfig) -> str:
-    """A page about a folder of shards or one tar.
+def inspect_path(path: Path, tokenizer: Tokenizer, limits: VisionLimits, model: ModelConfig) -> str:
+    """A page about each source of a mixture file, or about a folder of shards or one tar.
 
     Raises:
-        UserError: no shards there, or a stale index.
+        UserError: a mixture that cannot be read, no shards there, or a stale index.
     """
-    config = SourceConfig(name=path.resolve().stem, shards=str(path.resolve()), weight=1.0)
-    return summary([open_source(config, Path.cwd(), tokenizer, limits, vision, cache=None)], vision)
+    configs: tuple[SourceConfig, ...] = (SourceConfig(path.resolve().stem, str(path.resolve()), 1.0),)
+    if path.suffix in (".yaml", ".yml"):
+        configs = load_mixture(path).sources
+    sources = [open_source(config, path.resolve().parent, tokenizer, limits, model) for config in configs]
+    return summary(sources, model.vision_config)
 
 
 def summary(sources: Sequence[Source], vision: VisionConfig) -> str:

@@ -2,8 +2,8 @@
 
     Record --compose--> pieces (text already tokenised, images and videos by name) --render--> Tokens
 
-``compose`` needs no media and decides everything about text and loss; the index stores what it counted, ``render``
-fills in the visual spans, so that planned and rendered lengths come from the same pieces. The rules: docs/data_format.md.
+``compose`` needs no media and decides everything about text and loss; the index stores what it counted; ``render``
+fills in the visual spans. So planned and rendered lengths come from the same pieces. The rules: docs/data_format.md.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def _kind(value: Any) -> str:
         dict: "an object",
         list: "a list",
         str: "a text",
-        bool: "a truth value",
+        bool: "a boolean",
         int: "a number",
         float: "a number",
     }

@@ -171,7 +171,7 @@ def _tar_members(shard: Shard, damage: list[str]) -> Iterator[tuple[str, int, in
                 return
             if info is None:
                 break
-            tar.members = []  # tarfile keeps every header otherwise
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
             name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             if info.offset_data + info.size > total:
                 damage.append(f"{shard.path}: cut off inside {name} at byte {total}")
@@ -187,14 +187,12 @@ def read_member(shard: Shard, key: str, member: Member) -> bytes:
     """Bytes of one file of a sample.
 
     Raises:
-        BadSample: the shard no longer holds them.
+        BadSample: the shard ends before them.
+        OSError: the file itself cannot be read. That is the machine's trouble, not the sample's.
     """
     path = shard.path if shard.is_tar else shard.path / f"{key}.{member.name}"
-    try:
-        with open(path, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), member.size, member.offset)
-    except OSError as error:
-        raise BadSample(f"cannot read {member.name} of {path}: {error.strerror}") from None
+    with open(path, "rb", buffering=0) as file:
+        data = os.pread(file.fileno(), member.size, member.offset)
     if len(data) != member.size:
         raise BadSample(f"{path} is cut off inside {key}.{member.name}")
     return data

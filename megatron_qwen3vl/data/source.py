@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from megatron_qwen3vl.batch import IGNORE, Sample
-from megatron_qwen3vl.config.schema import SourceConfig, VisionConfig
+from megatron_qwen3vl.config.schema import ModelConfig, SourceConfig, VisionConfig
 from megatron_qwen3vl.data.index import ShardIndex, get_index, read_record
 from megatron_qwen3vl.data.render import Composition, Picture, Video, compose, render, video_stamps
 from megatron_qwen3vl.data.shards import Member, Shard, find_shards, read_member
-from megatron_qwen3vl.data.timestamps import STYLES, choose_style
+from megatron_qwen3vl.data.timestamps import choose_style
 from megatron_qwen3vl.data.tokenizer import Tokenizer
 from megatron_qwen3vl.data.vision import VisionLimits, decode, image_grid, make_patches, video_grid
 from megatron_qwen3vl.errors import BadSample, UserError
@@ -41,6 +41,7 @@ class Source:
         name: of the mixture file.
         lengths: int32 [n]: tokens as they will be rendered; 0 cannot be used (``reason`` says why).
         patches: int32 [n]: patches of all images and videos.
+        domains: of all samples that can be used.
         damage: a line for each part of a shard that cannot be read.
     """
 
@@ -54,6 +55,7 @@ class Source:
         measured = [self._measure(number) for number in range(len(indexes))]
         self.lengths = np.concatenate([lengths for lengths, _ in measured] or [np.zeros(0, np.int32)])
         self.patches = np.concatenate([patches for _, patches in measured] or [np.zeros(0, np.int32)])
+        self.domains = frozenset(domain for number in range(len(indexes)) for domain in self._domains(number))
         self.damage = tuple(line for index in indexes for line in index.damage)
 
     def __len__(self) -> int:
@@ -69,10 +71,10 @@ class Source:
         shard, sample = self._locate(i)
         return self._indexes[shard].domain(sample) or self.name
 
-    def reason(self, i: int) -> str | None:
-        """Why sample i cannot be used (its length is 0); None when it can."""
+    def reason(self, i: int) -> str:
+        """Why sample i cannot be used (its length is 0); empty when it can."""
         shard, sample = self._locate(i)
-        return self._refused.get(i) or self._indexes[shard].reason(sample)
+        return self._refused.get(i) or self._indexes[shard].reason(sample) or ""
 
     def read(self, i: int, pixels: bool) -> Sample:
         """Sample i; without ``pixels`` no media are read and ``patches`` is None. Never raises for a bad sample.
@@ -81,7 +83,7 @@ class Source:
             The sample, or a failed one (``failure``) of the planned length with no labels and no visual part.
         """
         reason = self.reason(i)
-        if reason is not None:
+        if reason:
             return self._failed(i, pixels, reason)
         try:
             return self._read(i, pixels)
@@ -101,7 +103,7 @@ class Source:
         members = index.members(sample)
         composition = compose(read_record(self._shards[shard], key, members), rules.tokenizer)
         sizes = self._sizes(index, sample, composition)
-        grids = [_grid(*size, rules) for size in sizes]
+        grids = [_grid(frames, height, width, rules) for frames, height, width in sizes]
         tokens = render(composition, grids, choose_style(rules.timestamps, key), rules.tokenizer, rules.vision)
         if len(tokens.input_ids) != self.lengths[i]:
             has, planned = len(tokens.input_ids), self.lengths[i]
@@ -163,6 +165,12 @@ class Source:
             failure=reason,
         )
 
+    def _domains(self, shard: int) -> set[str]:
+        index = self._indexes[shard]
+        usable = self.lengths[self._first[shard] : self._first[shard + 1]] > 0
+        numbers = np.unique(index.arrays["domain_of"][usable]).tolist()
+        return {self.name if number < 0 else index.string("domain", number) for number in numbers}
+
     def _measure(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """Lengths and patches of a shard's samples, int32 [n] each."""
         index, rules = self._indexes[shard], self._rules
@@ -173,7 +181,7 @@ class Source:
         columns = (index.arrays["visual_frames"], *index.arrays["visual_sizes"].reshape(-1, 2).T)
         rows, which = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
         # Few distinct sizes stand for many images: the rule itself, written for a single one, is fast enough.
-        distinct = np.array([_visual_figures(*row, rules) for row in rows.tolist()], np.int64).reshape(-1, 2)
+        distinct = np.array([_visual_figures(f, h, w, rules) for f, h, w in rows.tolist()], np.int64).reshape(-1, 2)
         tokens, patches = distinct[which.ravel()].T
         tokens = tokens + self._stamp_tokens(index, owners)
         bad_samples = set(owners[patches == 0].tolist())
@@ -190,7 +198,8 @@ class Source:
         sides = index.arrays["visual_sizes"].reshape(-1, 2)
         for visual in range(first, last):
             try:
-                _grid(int(index.arrays["visual_frames"][visual]), *sides[visual].tolist(), self._rules)
+                height, width = sides[visual].tolist()
+                _grid(int(index.arrays["visual_frames"][visual]), height, width, self._rules)
             except BadSample as bad:
                 return str(bad)
         raise AssertionError("called for a sample that has none")
@@ -229,8 +238,8 @@ def open_source(
     base: Path,
     tokenizer: Tokenizer,
     limits: VisionLimits,
-    vision: VisionConfig,
-    cache: Path | None,
+    model: ModelConfig,
+    cache: Path | None = None,
 ) -> Source:
     """Open a mixture's source.
 
@@ -240,17 +249,8 @@ def open_source(
         cache: folder for the indexes of shards that have none; None keeps those in memory.
 
     Raises:
-        UserError: shards that cannot be found or have a stale index, or impossible settings.
+        UserError: shards that cannot be found or read, or have a stale index.
     """
-    if config.timestamps not in STYLES:
-        raise UserError(f"source {config.name}: timestamps={config.timestamps} is not one of {', '.join(STYLES)}")
-    limits = limits.override(config.min_pixels, config.max_pixels)
-    for kind, low, high in (
-        ("image", limits.image_min_pixels, limits.image_max_pixels),
-        ("video", limits.video_min_pixels, limits.video_max_pixels),
-    ):
-        if not 1 <= low <= high:
-            raise UserError(f"source {config.name}: {kind}s of {low} to {high} pixels; mend min_pixels and max_pixels")
     try:
         shards = find_shards(config.shards, base)
     except UserError as error:
@@ -264,4 +264,5 @@ def open_source(
             problems += error.problems
     if problems:
         raise UserError(problems)
-    return Source(config.name, shards, indexes, Rules(tokenizer, limits, vision, config.timestamps))
+    limits = limits.override(config.min_pixels, config.max_pixels)
+    return Source(config.name, shards, indexes, Rules(tokenizer, limits, model.vision_config, config.timestamps))

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-STYLES = ("seconds", "clock", "mixed")
-
 
 def frame_times(num_frames: int, fps: float) -> list[float]:
     """Seconds of each frame of a list sampled at ``fps``."""

@@ -56,6 +56,11 @@ class Tokenizer:
         for name, attribute, _ in _SPECIAL:
             setattr(self, attribute, vocabulary.get(name, -1))
 
+    @property
+    def pad_id(self) -> int:
+        """What fills a pack behind its last sample; never predicted, never attended to."""
+        return self.endoftext
+
     def encode(self, text: str) -> list[int]:
         """Ids of ``text`` on its own: no BOS, no control tokens.
 

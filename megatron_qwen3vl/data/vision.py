@@ -41,7 +41,7 @@ class VisionLimits:
     video_max_pixels: int
 
     def override(self, min_pixels: int | None, max_pixels: int | None) -> VisionLimits:
-        """A source's own limits, which hold for its images and for its videos. One that is given moves the other along."""
+        """A source's own limits, for its images and for its videos. One given alone moves the other along."""
         image = _moved(self.image_min_pixels, self.image_max_pixels, min_pixels, max_pixels)
         return VisionLimits(*image, *_moved(self.video_min_pixels, self.video_max_pixels, min_pixels, max_pixels))
 
@@ -58,29 +58,32 @@ PUBLISHED_LIMITS = VisionLimits(
 )
 
 
-def read_limits(folder: str | Path | None, vision: VisionConfig) -> VisionLimits:
+def read_limits(folder: str | Path | None) -> VisionLimits:
     """Limits from the processor files in a Hugging Face folder; what is absent has the published value.
 
     Raises:
-        UserError: a file is not JSON, or asks for patches or a normalisation that this model does not do.
+        UserError: a file is not JSON, or asks for a normalisation or a resize rule that is not done here.
     """
     if folder is None:
         return PUBLISHED_LIMITS
     problems: list[str] = []
-    image = _read_processor(Path(folder) / "preprocessor_config.json", vision, problems)
-    video = _read_processor(Path(folder) / "video_preprocessor_config.json", vision, problems)
-    if problems:
-        raise UserError(problems)
+    image = _read_processor(Path(folder) / "preprocessor_config.json", problems)
+    video = _read_processor(Path(folder) / "video_preprocessor_config.json", problems)
     published = PUBLISHED_LIMITS
-    return VisionLimits(
+    limits = VisionLimits(
         image_min_pixels=image.get("shortest_edge", published.image_min_pixels),
         image_max_pixels=image.get("longest_edge", published.image_max_pixels),
         video_min_pixels=video.get("shortest_edge", published.video_min_pixels),
         video_max_pixels=video.get("longest_edge", published.video_max_pixels),
     )
+    if limits.image_min_pixels > limits.image_max_pixels or limits.video_min_pixels > limits.video_max_pixels:
+        problems.append(f"{folder}: the processor files' shortest_edge is larger than longest_edge; mend `size`")
+    if problems:
+        raise UserError(problems)
+    return limits
 
 
-def _read_processor(path: Path, vision: VisionConfig, problems: list[str]) -> dict[str, int]:
+def _read_processor(path: Path, problems: list[str]) -> dict[str, int]:
     if not path.is_file():
         return {}
     try:
@@ -92,11 +95,8 @@ def _read_processor(path: Path, vision: VisionConfig, problems: list[str]) -> di
         problems.append(f"{path}: not a JSON object; copy it again from the model's folder")
         return {}
     wanted = {
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "merge_size": vision.spatial_merge_size,
-        "image_mean": [0.5] * vision.in_channels,
-        "image_std": [0.5] * vision.in_channels,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
         "cap_pixels_per_frame": False,
     }
     for key, value in wanted.items():
@@ -110,9 +110,9 @@ def _read_processor(path: Path, vision: VisionConfig, problems: list[str]) -> di
             edges[new] = tree[old]
     edges = {key: edges[key] for key in ("shortest_edge", "longest_edge") if edges.get(key) is not None}
     for key, value in edges.items():
-        if not isinstance(value, int) or value < 1:
-            problems.append(f"{path}: size.{key}={value!r} is not a number of pixels")
-    return edges
+        if type(value) is not int or value < 1:
+            problems.append(f"{path}: size.{key}={value!r} is not a number of pixels; mend it")
+    return {key: value for key, value in edges.items() if type(value) is int}
 
 
 def image_size(data: bytes) -> tuple[int, int]:
