@@ -29,7 +29,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from megatron_qwen3vl.config.paths import find_path, resource
+from megatron_qwen3vl.config.paths import resource
 from megatron_qwen3vl.config.schema import EvaluateConfig, RunConfig
 from megatron_qwen3vl.errors import UserError
 
@@ -39,20 +39,30 @@ Schema = TypeVar("Schema")
 
 def load_config(overrides: Sequence[str]) -> RunConfig:
     """The configuration of ``pretrain``. Raises UserError with every problem of the overrides."""
-    config = _load("pretrain", RunConfig, overrides)
-    stages = {
-        field.name: _with_mixture(config.stages[field.name]) for field in dataclasses.fields(config.stages)
-    }
-    return dataclasses.replace(
-        config,
-        stages=dataclasses.replace(config.stages, **stages),
-        validation=_with_mixture(config.validation),
-    )
+    return _whole(try_config(overrides))
 
 
 def load_evaluate_config(overrides: Sequence[str]) -> EvaluateConfig:
     """The configuration of ``evaluate``. Raises UserError with every problem of the overrides."""
-    return _with_mixture(_load("evaluate", EvaluateConfig, overrides))
+    return _whole(try_evaluate_config(overrides))
+
+
+def try_config(overrides: Sequence[str]) -> tuple[RunConfig | None, list[str]]:
+    """As ``load_config``, with the problems beside the configuration as it would be without the overrides at fault, so that
+    ``check.py`` can add its own. None when there is nothing to go on with."""
+    return _load("pretrain", RunConfig, overrides)
+
+
+def try_evaluate_config(overrides: Sequence[str]) -> tuple[EvaluateConfig | None, list[str]]:
+    """As ``try_config``, for ``load_evaluate_config``."""
+    return _load("evaluate", EvaluateConfig, overrides)
+
+
+def _whole(answer: tuple[Schema | None, list[str]]) -> Schema:
+    config, problems = answer
+    if problems or config is None:
+        raise UserError(problems)
+    return config
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
@@ -87,16 +97,10 @@ def load_dumped(path: Path) -> RunConfig:
         raise UserError(f"{path}: {_first_line(error)}; was it written by another version?") from None
 
 
-def _with_mixture(section: Any) -> Any:
-    if section.mixture is None:
-        return section
-    return dataclasses.replace(section, mixture=find_path(section.mixture))
-
-
 # ---- compose
 
 
-def _load(name: str, schema: type[Schema], overrides: Sequence[str]) -> Schema:
+def _load(name: str, schema: type[Schema], overrides: Sequence[str]) -> tuple[Schema | None, list[str]]:
     root = resource("configs")
     if not (root / f"{name}.yaml").is_file():
         raise UserError(f"{root}: no {name}.yaml here; install the project with `pip install -e .` from its checkout")
@@ -118,10 +122,7 @@ def _load(name: str, schema: type[Schema], overrides: Sequence[str]) -> Schema:
         problems += group_problems + value_problems
         tree = _resolve(compose(name, usable), problems)
         fallback = _resolve(base, [])
-    config = _build(schema, tree, fallback, problems)
-    if problems or config is None:
-        raise UserError(problems)
-    return config
+    return _build(schema, tree, fallback, problems), problems
 
 
 def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:

@@ -13,10 +13,11 @@ def resource(name: str) -> Path:
     return installed if installed.exists() else _PACKAGE.parent / name
 
 
-def find_path(name: str) -> str:
-    """A path from a configuration: as it stands when it exists seen from the working directory, else the project's own file
-    of that name, else unchanged (the check names it as missing)."""
-    if Path(name).is_absolute() or Path(name).exists():
-        return name
+def find_path(name: str) -> Path:
+    """The file or folder that a configuration names: as seen from the working directory when it exists there, else the
+    project's own of that name (``data_recipes/mixtures/s0.yaml`` works from anywhere), else unchanged, for the message."""
+    path = Path(name)
+    if path.is_absolute() or path.exists():
+        return path
     own = resource(name)
-    return str(own) if own.exists() else name
+    return own if own.exists() else path

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from megatron_qwen3vl.config.schema import ModelConfig, ParallelConfig, ParallelOverride, StageConfig
+
+_Key = Callable[[str], str]  # axis -> the key its size came from
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,18 @@ class Layout:
         The rules are megatron-core 0.16.1's and our model's. ``stage_name`` (s0 ... s3) is for the keys in the messages.
         """
         key = _Keys(stage, stage_name)
-        too_small = [
+        return self._too_small(key) or [
+            *self._model_problems(key, model),
+            *self._batch_problems(key, stage, stage_name),
+        ]
+
+    def problems_without_stage(self, model: ModelConfig) -> list[str]:
+        """As ``problems``, where only a model has to fit (``evaluate``)."""
+        return self._too_small(_run_key) or list(self._model_problems(_run_key, model))
+
+    def _too_small(self, key: _Key) -> list[str]:
+        """Sizes that nothing can be divided by."""
+        return [
             f"{key(axis)}={size}: must be at least 1"
             for axis, size in (
                 ("tp", self.tp),
@@ -57,17 +70,14 @@ class Layout:
             )
             if size < 1
         ]
-        if too_small:
-            return too_small  # nothing can be divided by these
-        return [
-            *self._grid_problems(key),
-            *self._tensor_problems(key, model),
-            *self._expert_problems(key, model),
-            *self._pipeline_problems(key, model),
-            *self._batch_problems(key, stage, stage_name),
-        ]
 
-    def _grid_problems(self, key: _Keys) -> Iterable[str]:
+    def _model_problems(self, key: _Key, model: ModelConfig) -> Iterable[str]:
+        yield from self._grid_problems(key)
+        yield from self._tensor_problems(key, model)
+        yield from self._expert_problems(key, model)
+        yield from self._pipeline_problems(key, model)
+
+    def _grid_problems(self, key: _Key) -> Iterable[str]:
         dense = self.tp * self.pp * self.cp
         if self.world_size % dense:
             yield (
@@ -83,7 +93,7 @@ class Layout:
         if self.sp and self.tp == 1:
             yield f"{key('sp')}=true: sequence parallelism needs tensor parallelism; use sp=false or tp above 1"
 
-    def _tensor_problems(self, key: _Keys, model: ModelConfig) -> Iterable[str]:
+    def _tensor_problems(self, key: _Key, model: ModelConfig) -> Iterable[str]:
         text, vision = model.text_config, model.vision_config
         merged = vision.hidden_size * vision.spatial_merge_size**2
         divided = [
@@ -105,7 +115,7 @@ class Layout:
                 f"use {_choices(kv_heads, self.world_size)}"
             )
 
-    def _expert_problems(self, key: _Keys, model: ModelConfig) -> Iterable[str]:
+    def _expert_problems(self, key: _Key, model: ModelConfig) -> Iterable[str]:
         text = model.text_config
         if not text.num_experts:
             for axis, size in (("ep", self.ep), ("etp", self.etp)):
@@ -125,7 +135,7 @@ class Layout:
         if self.tp > 1 and not self.sp:
             yield f"{key('sp')}=false: experts with tp={self.tp} need sequence parallelism; use sp=true or tp=1"
 
-    def _pipeline_problems(self, key: _Keys, model: ModelConfig) -> Iterable[str]:
+    def _pipeline_problems(self, key: _Key, model: ModelConfig) -> Iterable[str]:
         layers = model.text_config.num_hidden_layers
         levels = len(model.vision_config.deepstack_visual_indexes)
         if self.vpp > 1 and self.pp == 1:
@@ -142,7 +152,7 @@ class Layout:
                 f"but the {levels} DeepStack levels must lie in it; lower pp or vpp"
             )
 
-    def _batch_problems(self, key: _Keys, stage: StageConfig, stage_name: str) -> Iterable[str]:
+    def _batch_problems(self, key: _Key, stage: StageConfig, stage_name: str) -> Iterable[str]:
         micro, total = stage.micro_batch_size, stage.global_batch_size
         small = [
             f"stages.{stage_name}.{name}={size}: must be at least 1"
@@ -212,6 +222,10 @@ class _Keys:
             "sp": self.stage.parallel.sp,
         }[axis]
         return f"parallel.{axis}" if own is None else f"stages.{self.stage_name}.parallel.{axis}"
+
+
+def _run_key(axis: str) -> str:
+    return f"parallel.{axis}"
 
 
 def _pick(own: int | None, inherited: int) -> int:

@@ -10,14 +10,16 @@ import torch
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.transformer.moe import moe_utils
 
+from megatron_qwen3vl.config.paths import find_path
 from megatron_qwen3vl.config.schema import ModelConfig, RunConfig, StageConfig
 from megatron_qwen3vl.convert.hf import load_hf
-from megatron_qwen3vl.data.loader import Loader, LoaderConfig
+from megatron_qwen3vl.data.loader import Loader, LoaderConfig, PackCost
 from megatron_qwen3vl.data.mixture import load_mixture
 from megatron_qwen3vl.data.source import Source, open_source
 from megatron_qwen3vl.data.tokenizer import Tokenizer
 from megatron_qwen3vl.data.vision import VisionLimits
 from megatron_qwen3vl.model.build import build_model
+from megatron_qwen3vl.model.flops import forward_flops
 from megatron_qwen3vl.parallel.groups import Groups
 from megatron_qwen3vl.parallel.layout import resolve
 from megatron_qwen3vl.train.chain import Start
@@ -56,12 +58,19 @@ class StageParts:
 
 def open_sources(mixture_path: str, model: ModelConfig, ingredients: Ingredients) -> tuple[list[Source], list[float]]:
     """The sources of a mixture file and their weights."""
-    mixture = load_mixture(mixture_path)
+    mixture = load_mixture(find_path(mixture_path))
     base = Path(mixture.path).parent
     sources = [
         open_source(source, base, ingredients.tokenizer, ingredients.limits, model) for source in mixture.sources
     ]
     return sources, [source.weight for source in mixture.sources]
+
+
+def pack_cost(model: ModelConfig) -> PackCost:
+    """What a pack costs, in floating-point operations of the forward; a patch as in a picture of 1024 patches."""
+    token = forward_flops(model, [1], [], 0)
+    picture = forward_flops(model, [], [(1, 32, 32)], 0)
+    return PackCost(token=token.language_linear, pair=token.language_attention / 2, patch=picture.total / 1024)
 
 
 def build_stage(
@@ -72,9 +81,7 @@ def build_stage(
     parallel = resolve(config.parallel, stage.parallel)
     sources, weights = open_sources(stage.mixture, config.model, ingredients)
     loader = Loader(
-        sources,
         LoaderConfig(
-            weights=tuple(weights),
             seed=config.run.seed,
             stage=name,
             sequence_length=stage.sequence_length,
@@ -86,7 +93,10 @@ def build_stage(
             workers=config.data.workers,
             prefetch=config.data.prefetch,
             lookahead=config.data.lookahead,
+            cost=pack_cost(config.model),
         ),
+        sources,
+        weights,
         state=start.state["loader"] if start.state is not None else None,
     )
     chunks = build_model(

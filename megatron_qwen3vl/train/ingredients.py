@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_qwen3vl.config.schema import ModelConfig, RunConfig
-from megatron_qwen3vl.convert.config import read_config, to_hf_config
+from megatron_qwen3vl.config.schema import ModelConfig
+from megatron_qwen3vl.convert.config import to_hf_config
 from megatron_qwen3vl.convert.source_layout import read_side_files, with_tokenizer
 from megatron_qwen3vl.data.tokenizer import BUILT_IN, Tokenizer, load_tokenizer
 from megatron_qwen3vl.data.vision import VisionLimits, read_limits
@@ -21,13 +21,6 @@ class Ingredients:
     tokenizer: Tokenizer
     limits: VisionLimits
     side_files: Mapping[str, bytes]  # config.json, tokenizer and processor files: they travel with every checkpoint
-
-
-def with_model_of_origin(config: RunConfig) -> RunConfig:
-    """``run.init_from``'s config.json decides the shape and beats ``model``."""
-    if config.run.init_from is None:
-        return config
-    return replace(config, model=read_config(Path(config.run.init_from)))
 
 
 def find_ingredients(model: ModelConfig, dtype: str, init_from: str | None, tokenizer: str | None) -> Ingredients:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_qwen3vl.config.check import check_run
 from megatron_qwen3vl.config.load import dump_yaml
 from megatron_qwen3vl.config.schema import RunConfig
 from megatron_qwen3vl.model.flops import count_parameters
@@ -19,7 +18,8 @@ from megatron_qwen3vl.parallel.layout import Layout, resolve
 from megatron_qwen3vl.train.assemble import build_stage
 from megatron_qwen3vl.train.chain import Start, find_start
 from megatron_qwen3vl.train.checkpoint import latest_checkpoint, read_state
-from megatron_qwen3vl.train.ingredients import Ingredients, find_ingredients, with_model_of_origin
+from megatron_qwen3vl.train.ingredients import Ingredients, find_ingredients
+from megatron_qwen3vl.train.prepare import prepare_run
 from megatron_qwen3vl.train.progress import StageSummary, print_summary
 from megatron_qwen3vl.train.records import Records, open_records
 from megatron_qwen3vl.train.stop import StopSignal
@@ -34,8 +34,7 @@ def pretrain(config: RunConfig) -> None:
 
     Raises UserError for what the user can mend, Stopped after a signal was answered by saving, RunFailed otherwise.
     """
-    config = with_model_of_origin(config)
-    check_run(config, world_size())
+    config = prepare_run(config, world_size())
     ingredients = find_ingredients(config.model, config.dtype, config.run.init_from, config.tokenizer)
     device = start_device()
     stop = StopSignal()

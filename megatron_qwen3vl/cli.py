@@ -1,0 +1,185 @@
+"""The commands. Each imports what it needs when it runs, so that help and configuration errors take no second."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from megatron_qwen3vl.errors import Stopped, UserError
+from megatron_qwen3vl.parallel.place import read_place
+
+DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
+MAX_LINES = 15
+# torchrun ends all workers when the first one exits: the silent ones wait until the one that prints has done so.
+SILENT_WAIT_S = 2.0
+
+HELP = """\
+usage: megatron-qwen3vl COMMAND ...
+
+  pretrain [key=value ...] [--multirun]   run the stages of run.stages; without keys, the demonstration
+  evaluate run.init_from=DIR mixture=PATH [key=value ...]
+                                          loss of a checkpoint or Hugging Face folder on a mixture
+  convert import HF_DIR OUT               Hugging Face folder -> training checkpoint
+  convert export CHECKPOINT HF_DIR        training checkpoint -> Hugging Face folder
+  data build RECIPE OUT                   make shards from a domain recipe
+  data index PATH                         index existing tar files
+  data inspect PATH                       what a shard folder or a mixture holds
+  report RUN_DIR                          one HTML page about a run
+
+`pretrain --help` and `evaluate --help` list every key with its default. The same command runs under
+torchrun and Slurm: torchrun --nproc-per-node 2 -m megatron_qwen3vl pretrain ...
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0 done, 2 the user's mistake, 75 stopped by a signal after saving. Anything else propagates (1)."""
+    try:
+        return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        _print_problems(error)
+        return USER_ERROR
+    except Stopped:
+        return STOPPED
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return DONE if arguments else USER_ERROR
+    name, *rest = arguments
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "pretrain": _pretrain,
+        "evaluate": _evaluate,
+        "convert": _convert,
+        "data": _data,
+        "report": _report,
+    }
+    if name not in commands:
+        raise UserError(f"{name}: no such command; choose out of {', '.join(commands)} (see --help)")
+    return commands[name](rest)
+
+
+def _pretrain(arguments: list[str]) -> int:
+    overrides, options = _split(arguments, ("-h", "--help", "-m", "--multirun"))
+    from megatron_qwen3vl.config.load import dump_yaml, load_config, try_config
+
+    if options & {"-h", "--help"}:
+        print("usage: megatron-qwen3vl pretrain [key=value ...] [--multirun]\n\nEvery key with its value here:\n")
+        print(dump_yaml(load_config(overrides)), end="")
+        return DONE
+    if options:
+        from megatron_qwen3vl.sweep import run_sweep
+
+        return run_sweep(overrides)
+    from megatron_qwen3vl.train.prepare import prepare_run
+
+    config, problems = try_config(overrides)
+    if config is None:
+        raise UserError(problems)
+    config = prepare_run(config, read_place(os.environ).world_size, problems)  # before the imports below: they take seconds
+
+    from megatron_qwen3vl.train.pretrain import pretrain
+
+    pretrain(config)
+    return DONE
+
+
+def _evaluate(arguments: list[str]) -> int:
+    overrides, options = _split(arguments, ("-h", "--help"))
+    from megatron_qwen3vl.config.load import dump_yaml, load_evaluate_config, try_evaluate_config
+    from megatron_qwen3vl.train.prepare import prepare_evaluate
+
+    if options:
+        print("usage: megatron-qwen3vl evaluate [key=value ...]\n\nEvery key with its value here:\n")
+        print(dump_yaml(load_evaluate_config(overrides)), end="")
+        return DONE
+    config, problems = try_evaluate_config(overrides)
+    if config is None:
+        raise UserError(problems)
+    prepare_evaluate(config, read_place(os.environ).world_size, problems)
+
+    from megatron_qwen3vl.train.evaluate import evaluate
+
+    evaluate(config)
+    return DONE
+
+
+def _convert(arguments: list[str]) -> int:
+    direction, source, target = _positional("convert", arguments, ("import|export", "FROM", "TO"))
+    if direction not in ("import", "export"):
+        raise UserError(f"convert {direction}: choose import (from Hugging Face) or export (to Hugging Face)")
+    _folder_exists(source)
+
+    from megatron_qwen3vl.train.convert import export_checkpoint, import_checkpoint
+
+    (import_checkpoint if direction == "import" else export_checkpoint)(Path(source), Path(target))
+    return DONE
+
+
+def _data(arguments: list[str]) -> int:
+    if arguments and arguments[0] == "build":
+        recipe, out = _positional("data build", arguments[1:], ("RECIPE", "OUT"))
+
+        from megatron_qwen3vl.recipes.build import build
+
+        build(Path(recipe), Path(out))
+        return DONE
+    if arguments and arguments[0] in ("index", "inspect"):
+        (path,) = _positional(f"data {arguments[0]}", arguments[1:], ("PATH",))
+        if arguments[0] == "index":
+            from megatron_qwen3vl.data.index import build_index
+
+            build_index(Path(path))
+        else:
+            from megatron_qwen3vl.data.inspect import inspect_path
+
+            inspect_path(Path(path))
+        return DONE
+    raise UserError("data: say what to do: data build RECIPE OUT, data index PATH or data inspect PATH")
+
+
+def _report(arguments: list[str]) -> int:
+    (run_dir,) = _positional("report", arguments, ("RUN_DIR",))
+    _folder_exists(run_dir)
+
+    from megatron_qwen3vl.report.page import write_report
+
+    write_report(Path(run_dir))
+    return DONE
+
+
+def _split(arguments: Sequence[str], options: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Overrides, and those of the options that are there."""
+    given = {argument for argument in arguments if argument.startswith("-")}
+    unknown = sorted(given - set(options))
+    if unknown:
+        raise UserError(f"{unknown[0]}: unknown option; there are {', '.join(options)}, and key=value")
+    return [argument for argument in arguments if not argument.startswith("-")], given
+
+
+def _positional(command: str, arguments: Sequence[str], names: Sequence[str]) -> Sequence[str]:
+    if len(arguments) != len(names) or any(argument.startswith("-") for argument in arguments):
+        raise UserError(f"usage: megatron-qwen3vl {command} {' '.join(names)}")
+    return arguments
+
+
+def _folder_exists(name: str) -> None:
+    if not Path(name).is_dir():
+        raise UserError(f"{name}: no such folder")
+
+
+def _print_problems(error: UserError) -> None:
+    try:
+        silent = read_place(os.environ).rank != 0
+    except UserError:
+        silent = False
+    if silent:
+        time.sleep(SILENT_WAIT_S)
+        return
+    lines = [line for problem in error.problems for line in problem.splitlines()]
+    if len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], f"... and {len(lines) - MAX_LINES + 1} more"]
+    print("\n".join(lines), file=sys.stderr, flush=True)

@@ -1,0 +1,53 @@
+"""What is settled before torch is loaded: the model's shape, and every problem that the configuration shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_qwen3vl.config.check import STAGES, check_evaluate, check_run
+from megatron_qwen3vl.config.schema import EvaluateConfig, ModelConfig, RunConfig
+from megatron_qwen3vl.errors import UserError
+from megatron_qwen3vl.parallel.layout import Layout, resolve
+
+
+def prepare_run(config: RunConfig, world_size: int, earlier_problems: Sequence[str] = ()) -> RunConfig:
+    """The run with the shape it will have: ``run.init_from``'s config.json beats ``model``.
+
+    Raises UserError with every problem of the run on this number of processes, after those that are known already.
+    Doing it twice changes nothing.
+    """
+    problems = list(earlier_problems)
+    model = _model_of(config.run.init_from, problems)
+    if model is not None:
+        config = replace(config, model=model)
+    for name in dict.fromkeys(config.run.stages):
+        if name in STAGES:
+            stage = config.stages[name]
+            layout = Layout.from_config(resolve(config.parallel, stage.parallel), world_size)
+            problems += layout.problems(config.model, stage, name)
+    check_run(config, problems)
+    return config
+
+
+def prepare_evaluate(config: EvaluateConfig, world_size: int, earlier_problems: Sequence[str] = ()) -> None:
+    """Raises UserError with every problem of an evaluation on this number of processes."""
+    problems = list(earlier_problems)
+    model = _model_of(config.run.init_from, problems)
+    if model is not None:
+        problems += Layout.from_config(config.parallel, world_size).problems_without_stage(model)
+    check_evaluate(config, problems)
+
+
+def _model_of(folder: str | None, problems: list[str]) -> ModelConfig | None:
+    """The model of the folder's config.json; None where there is none, or none that can be built (then a problem)."""
+    if folder is None or not (Path(folder) / "config.json").is_file():
+        return None
+    from megatron_qwen3vl.convert.config import read_config  # loads torch, which most runs need not wait for here
+
+    try:
+        return read_config(Path(folder))
+    except UserError as error:
+        problems += error.problems
+        return None
