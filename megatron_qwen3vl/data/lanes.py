@@ -5,7 +5,7 @@ A stage has V = global_batch_size lanes; lane l gives one pack to every global b
 
     source  : an endless sequence of turns g = 0, 1, 2, ...: sample permutation_epoch[g % n], epoch = g // n (shuffle.py)
     lane l  : takes the turns l, l + V, l + 2V, ... of every source; `taken` counts them
-    mixing  : the next sample comes from the source that is furthest behind its share of this lane's tokens
+    mixing  : the next sample comes from the source that must be drawn soonest to keep its share of this lane's tokens
     packing : samples wait until `lookahead` tokens do, then packing.py chooses one pack
 
 A lane's state is one count and one token total per source and the waiting samples: small, and as large after a day as
@@ -111,6 +111,10 @@ class Mixture:
         ]
         if problems:
             raise UserError(problems)
+        longest = max(int(source.lengths[~self._unusable(source.lengths)].max()) for source in sources)
+        # in units of (all shares) tokens, and up to one factor common to all sources: only compared with one another
+        self.latest = longest * self.all_shares
+        self.inverse_shares = [lcm(*self.shares) // share for share in self.shares]
 
     def look_up(self, lane: int, source: int, first: int, count: int) -> tuple[list[int], list[int]]:
         """Indices and lengths of a lane's turns first .. first + count - 1 of a source; length 0 where unusable."""
@@ -184,7 +188,7 @@ class Lane:
         left_out: list[LeftOut] = []
         waiting_tokens = sum(sample.length for sample in self._waiting_samples)
         while waiting_tokens < self._lookahead:
-            waiting_tokens += self._draw(self._furthest_behind(), left_out)
+            waiting_tokens += self._draw(self._next_source(), left_out)
         samples = self._waiting_samples
         taken = choose_pack([sample.length for sample in samples], self._mixture.sequence_length)
         gone = set(taken)
@@ -196,11 +200,22 @@ class Lane:
         self._waiting.append((source, turn))
         self._waiting_samples.append(Planned(source, index, length))
 
-    def _furthest_behind(self) -> int:
-        """The source with the largest share x all tokens - its tokens, in whole numbers; the first of equals."""
-        shares, all_shares, all_tokens = self._mixture.shares, self._mixture.all_shares, sum(self._tokens)
-        behind = [share * all_tokens - all_shares * tokens for share, tokens in zip(shares, self._tokens, strict=True)]
-        return behind.index(max(behind))
+    def _next_source(self) -> int:
+        """Of the sources that are not ahead of their share, the one that would soonest be a longest sample behind.
+
+        behind = share x all tokens - its tokens, and a source falls behind in proportion to its share while others are
+        drawn (the deadline rule of Tijdeman, "The chairman assignment problem", 1980). Taking simply the one furthest
+        behind lets a small source fall up to 1.5 longest samples behind. All in whole numbers, the first of equals.
+        """
+        mixture, all_tokens = self._mixture, sum(self._tokens)
+        chosen, soonest = -1, 0
+        for source, tokens in enumerate(self._tokens):
+            behind = mixture.shares[source] * all_tokens - mixture.all_shares * tokens
+            if behind >= 0:
+                deadline = (mixture.latest - behind) * mixture.inverse_shares[source]
+                if chosen < 0 or deadline < soonest:
+                    chosen, soonest = source, deadline
+        return chosen
 
     def _draw(self, source: int, left_out: list[LeftOut]) -> int:
         """Make the source's next usable sample wait; its length. An unusable one is named in its first epoch only."""

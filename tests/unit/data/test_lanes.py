@@ -41,11 +41,11 @@ def usable(source: FakeSource) -> set[int]:
     return {i for i, n in enumerate(source.lengths.tolist()) if 0 < n <= T}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(mixtures(), st.integers(1, 4))
 def test_nothing_lost_nothing_doubled_every_pack_within_its_length(mixture: Mixture, lookahead: int) -> None:
     lanes = lanes_of(mixture, lookahead * T)
-    steps, left_out = run(lanes, 25)
+    steps, left_out = run(lanes, 20)
     for pack in chain(*steps):
         assert pack and sum(sample.length for sample in pack) <= T
         assert all(sample.length == mixture.sources[sample.source].lengths[sample.index] for sample in pack)
@@ -76,28 +76,27 @@ def test_nothing_lost_nothing_doubled_every_pack_within_its_length(mixture: Mixt
             assert len(named) == mixture.num_left_out[number] == len(source) - len(usable(source))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(mixtures(), st.integers(1, 4))
 def test_shares_of_tokens_follow_the_weights(mixture: Mixture, lookahead: int) -> None:
-    """A source is never ahead of its share by more than one longest sample of its own, nor behind by more than the
-    others are ahead."""
+    """Never further from the share than one longest sample, at any time, in every lane."""
+    usable_lengths = (source.lengths[i] for source in mixture.sources for i in usable(source))
+    longest = int(max(usable_lengths))
     lanes = lanes_of(mixture, lookahead * T)
-    for _ in range(25):
+    for _ in range(20):
         run(lanes, 1)
         for lane in lanes:
             tokens = lane.state().tokens
             for number, share in enumerate(mixture.shares):
-                ahead = tokens[number] - share * sum(tokens) / mixture.all_shares
-                assert ahead <= T + 1e-6
-                assert -ahead <= T * max(1, len(tokens) - 1) + 1e-6
+                assert abs(tokens[number] * mixture.all_shares - share * sum(tokens)) <= longest * mixture.all_shares
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(mixtures(), st.integers(1, 4))
 def test_waiting_is_bounded(mixture: Mixture, lookahead: int) -> None:
     lanes = lanes_of(mixture, lookahead * T)
     arrived_at: dict[tuple[int, tuple[int, int]], tuple[int, int]] = {}
-    for step in range(25):
+    for step in range(20):
         run(lanes, 1)
         for number, lane in enumerate(lanes):
             waiting = lane.state().waiting
@@ -108,7 +107,7 @@ def test_waiting_is_bounded(mixture: Mixture, lookahead: int) -> None:
                 assert step - first_seen <= older
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(mixtures(), st.integers(1, 4), st.integers(0, 20))
 def test_a_state_goes_on_as_if_nothing_had_happened(mixture: Mixture, lookahead: int, stop: int) -> None:
     whole, left_out = run(lanes_of(mixture, lookahead * T), stop + 10)
