@@ -233,7 +233,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
     count = 0
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(partial, "wb") as file, TarWriter(file, encoder=False, mtime=0, format=tarfile.PAX_FORMAT) as writer:
+        with open(partial, "wb") as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as writer:
             for key, files in samples:
                 if any(base_plus_ext(f"{key}.{name}") != (key, name) for name in files):
                     raise ValueError(f"key {key!r}: the last part of a key must not hold a dot or be empty")

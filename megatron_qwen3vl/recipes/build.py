@@ -8,16 +8,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import dacite
 import yaml
 
+from megatron_qwen3vl.data.shards import write_shard
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.recipes import captions, clips, digits, plain_text
 from megatron_qwen3vl.recipes.record import Record
-from megatron_qwen3vl.recipes.tar import write_shards
 
 SPLITS = ("train", "held_out")
 T = TypeVar("T")
@@ -57,26 +58,48 @@ class SplitSummary:
     num_bytes: int
 
 
-def build(recipe_path: Path, out: Path, progress: Progress) -> tuple[SplitSummary, ...]:
-    """Writes ``out/SPLIT/NNNNN.tar`` and an index beside each. UserError where the recipe cannot be read or followed."""
+def build(recipe_path: Path, out: Path, progress: Progress | None = None) -> tuple[SplitSummary, ...]:
+    """Writes ``out/SPLIT/NNNNN.tar``; shards that an earlier build left there are replaced.
+
+    Raises:
+        UserError: the recipe cannot be read or followed, or ``out`` cannot be written.
+    """
     recipe, settings = read_recipe(recipe_path)
     planned, done = sum(recipe.splits.values()), 0
     summaries = []
     for split, count in recipe.splits.items():
-        samples = 0
-
-        def counted(records: Iterator[Record]) -> Iterator[Record]:
-            nonlocal samples
-            for record in records:
-                yield record
-                samples += 1
-                progress(done + samples, planned)
-
         records = BUILDERS[recipe.builder].build(settings, count, split == "held_out", recipe.seed)
-        shards = write_shards(out / split, counted(records), recipe.samples_per_shard)
-        done += samples
-        summaries.append(SplitSummary(split, samples, tuple(shards), sum(s.stat().st_size for s in shards)))
+        try:
+            summary = _write_split(out / split, records, recipe.samples_per_shard, _shifted(progress, done, planned))
+        except OSError as error:
+            raise UserError(f"data build: cannot write {out / split}: {error.strerror}") from error
+        done += summary.samples
+        summaries.append(summary)
     return tuple(summaries)
+
+
+def _shifted(progress: Progress | None, done: int, planned: int) -> Callable[[int], None]:
+    def report(samples: int) -> None:
+        if progress is not None:
+            progress(done + samples, planned)
+
+    return report
+
+
+def _write_split(
+    folder: Path, records: Iterator[Record], samples_per_shard: int, report: Callable[[int], None]
+) -> SplitSummary:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [*folder.glob("*.tar"), *folder.glob("*.tar.idx")]:
+        old.unlink()
+    shards: list[Path] = []
+    samples = 0
+    for first in records:
+        shards.append(folder / f"{len(shards):05d}.tar")
+        some = islice(chain([first], records), samples_per_shard)
+        samples += write_shard(shards[-1], ((record.key, record.files()) for record in some))
+        report(samples)
+    return SplitSummary(folder.name, samples, tuple(shards), sum(shard.stat().st_size for shard in shards))
 
 
 def read_recipe(path: Path) -> tuple[Recipe, Any]:

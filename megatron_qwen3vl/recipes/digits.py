@@ -13,15 +13,23 @@ from megatron_qwen3vl.recipes.grammar import READ_DIGITS, digits_sentence
 from megatron_qwen3vl.recipes.photos import PHOTOS, load_photo, random_crop
 from megatron_qwen3vl.recipes.record import Record, conversation, document, image, jpeg, png, text
 
-ADVANCE = 0.75  # from one digit's left edge to the next one's, in digit heights: the 8 x 8 scans have margins
+ADVANCE = 0.85  # from one digit's left edge to the next one's, in digit heights: the 8 x 8 scans have margins
 DOMAIN = "ocr"
 
 
 @dataclass(frozen=True)
-class DigitSettings:
+class Kind:
+    """One kind of picture. Small canvases with large digits are the easy ones, without which a small model finds nothing."""
+
+    length: int  # digits in the string
     canvas: tuple[int, int]  # width, height in pixels
     size: tuple[int, int]  # smallest and largest height of a digit in pixels
-    lengths: tuple[float, ...]  # shares of strings of 1, 2, 3, ... digits
+    share: float  # of all pictures; the shares need not add up to one
+
+
+@dataclass(frozen=True)
+class DigitSettings:
+    kinds: tuple[Kind, ...]
     photo_share: float  # share of pictures whose background is a darkened photograph
     conversation_share: float
     sentence_share: float  # of the documents, how many say more than the bare digits
@@ -42,6 +50,7 @@ class DigitPicture:
     digits: str
     glyphs: tuple[int, ...]  # rows in scikit-learn's set
     box: tuple[int, int, int, int]  # left, top, right, bottom
+    over_photo: bool
 
 
 @cache
@@ -74,17 +83,19 @@ def draw_string(
     return (canvas * (1 - ink) + colour * ink).round().astype(np.uint8)
 
 
-def draw(rng: np.random.Generator, settings: DigitSettings, length: int, held_out: bool) -> DigitPicture:
-    """Bright digits on a dark canvas or on a darkened photograph."""
-    width, height = settings.canvas
+def draw(rng: np.random.Generator, kind: Kind, photo_share: float, held_out: bool) -> DigitPicture:
+    """Bright digits on a dark canvas or, with probability ``photo_share``, on a darkened photograph."""
+    width, height = kind.canvas
+    length = kind.length
     glyphs = load_glyphs(held_out)
-    if rng.random() < settings.photo_share:
+    over_photo = bool(rng.random() < photo_share)
+    if over_photo:
         photo = load_photo(str(rng.choice(list(PHOTOS))), held_out)
         canvas = (random_crop(rng, photo, width, height) * 0.35).astype(np.uint8)
     else:
         canvas = np.full((height, width, 3), rng.integers(0, 50), np.uint8)
     room = int(width / (1 + (length - 1) * ADVANCE))
-    size = min(int(rng.integers(settings.size[0], settings.size[1] + 1)), room, height)
+    size = min(int(rng.integers(kind.size[0], kind.size[1] + 1)), room, height)
     left = int(rng.integers(0, width - string_width(length, size) + 1))
     top = int(rng.integers(0, height - size + 1))
     picked = rng.integers(0, len(glyphs.labels), length)
@@ -94,16 +105,17 @@ def draw(rng: np.random.Generator, settings: DigitSettings, length: int, held_ou
         digits="".join(str(d) for d in glyphs.labels[picked]),
         glyphs=tuple(int(i) for i in glyphs.index[picked]),
         box=(left, top, left + string_width(length, size), top + size),
+        over_photo=over_photo,
     )
 
 
 def build(settings: DigitSettings, count: int, held_out: bool, seed: int) -> Iterator[Record]:
+    shares = np.array([kind.share for kind in settings.kinds])
     for number in range(count):
         rng = np.random.default_rng([seed, held_out, number])
-        length = 1 + int(rng.choice(len(settings.lengths), p=settings.lengths))
-        picture = draw(rng, settings, length, held_out)
-        flat = len(np.unique(picture.pixels[0])) == 1
-        name, file = ("0.png", png(picture.pixels)) if flat else ("0.jpg", jpeg(picture.pixels))
+        kind = settings.kinds[int(rng.choice(len(shares), p=shares / shares.sum()))]
+        picture = draw(rng, kind, settings.photo_share, held_out)
+        name, file = ("0.jpg", jpeg(picture.pixels)) if picture.over_photo else ("0.png", png(picture.pixels))
         if rng.random() < settings.conversation_share:
             body = conversation([([image(name), text(READ_DIGITS)], picture.digits)], DOMAIN)
         elif rng.random() < settings.sentence_share:

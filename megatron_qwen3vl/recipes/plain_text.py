@@ -7,6 +7,7 @@ import sysconfig
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ class Docstring:
     text: str
 
 
-def stdlib_docstrings(minimum: int) -> list[Docstring]:
+@cache
+def stdlib_docstrings(minimum: int) -> tuple[Docstring, ...]:
     """Docstrings of at least ``minimum`` characters, by module and then in source order.
 
     Which ones there are depends on the Python version, not on the machine.
@@ -41,7 +43,7 @@ def stdlib_docstrings(minimum: int) -> list[Docstring]:
                 text = ast.get_docstring(node)
                 if text is not None and len(text) >= minimum:
                     found.append(Docstring(module, "" if isinstance(node, ast.Module) else node.name, text))
-    return found
+    return tuple(found)
 
 
 @dataclass(frozen=True)

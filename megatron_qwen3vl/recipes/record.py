@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,10 @@ class Record:
     key: str
     body: dict[str, Any]
     media: Mapping[str, bytes]
+
+    def files(self) -> dict[str, bytes]:
+        """As they stand in a shard behind ``KEY.``."""
+        return {"json": json.dumps(self.body, ensure_ascii=False).encode(), **self.media}
 
 
 def text(words: str) -> Part:
