@@ -127,11 +127,11 @@ def _common(parallel: ParallelConfig, dtype: str) -> dict[str, Any]:
 
 
 def _recompute(granularity: str) -> dict[str, Any]:
-    """``selective`` recomputes the norms: attention on flash kernels has nothing more to give back cheaply."""
     if granularity == "none":
         return {}
     if granularity == "selective":
-        return {"recompute_granularity": "selective", "recompute_modules": ["layernorm"]}
+        # What it recomputes is layer.py's matter, none of megatron-core's own modules.
+        return {"recompute_granularity": "selective", "recompute_modules": []}
     return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 

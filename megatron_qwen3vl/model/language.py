@@ -26,12 +26,13 @@ from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch.utils.checkpoint import checkpoint
 
 from megatron_qwen3vl.batch import IGNORE, Batch
 from megatron_qwen3vl.config.schema import ModelConfig
 from megatron_qwen3vl.model.attention import PackedAttention, make_spans
+from megatron_qwen3vl.model.layer import Layer
 from megatron_qwen3vl.model.rotary import mrope_angles
 
 
@@ -52,7 +53,7 @@ class RMSNorm(torch.nn.Module):
         return self.weight * F.rms_norm(hidden.float(), hidden.shape[-1:], eps=self.eps).to(hidden.dtype)
 
 
-class DeepStackLayer(TransformerLayer):
+class DeepStackLayer(Layer):
     """A decoder layer that, among the first L, adds its DeepStack level to the visual tokens after it ran.
 
     ``context`` carries the levels [L, V, D] and ``context_mask`` their token indices [V]: both are explicit arguments

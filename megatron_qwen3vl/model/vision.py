@@ -1,10 +1,11 @@
 """The vision encoder: uint8 patches -> visual tokens for the language model.
 
     patches [P, C] uint8 -> normalise -> patch_embed [P, D] + position table, interpolated to each grid
-        -> layers (megatron-core TransformerLayers, attention inside one image or frame group) -> merger [V, out]
+        -> layers (megatron-core's, attention inside one image or frame group) -> merger [V, out]
                         \\-> after the tapped layers: deepstack_mergers -> levels [L, V, out]
 
-P = 0 (a text-only micro-batch) takes the same path and gives every trainable weight a zero gradient.
+A batch without pictures sends one blank block through and drops its tokens: the same kernels and collectives as on every
+other rank, and a zero gradient, not a missing one, for every trainable weight.
 
 Shapes: I images or temporal groups, P patches, C values of a patch, D width, H head width, V merged visual tokens,
 L DeepStack levels.
@@ -26,10 +27,11 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from megatron_qwen3vl.config.schema import VisionConfig
 from megatron_qwen3vl.model.attention import PackedAttention, Spans, make_spans
+from megatron_qwen3vl.model.layer import Layer
 from megatron_qwen3vl.model.merger import Merger, ShardedModuleList
 from megatron_qwen3vl.model.rotary import vision_angles
 
@@ -46,7 +48,7 @@ class VisionEncoder(MegatronModule):
         self.position_table = torch.nn.Embedding(vision.num_position_embeddings, vision.hidden_size, dtype=dtype)
         spec = _layer_spec()
         self.layers = ShardedModuleList(
-            TransformerLayer(config, spec, layer_number=number + 1, pg_collection=groups)
+            Layer(config, spec, layer_number=number + 1, pg_collection=groups)
             for number in range(vision.depth)
         )
         self.merger = Merger(config, vision, fold_first=False, groups=groups)
@@ -59,12 +61,17 @@ class VisionEncoder(MegatronModule):
 
         Returns the visual tokens [V, out] and the DeepStack levels [L, V, out], in the order of the patches.
         """
+        merge_area = self.vision.spatial_merge_size**2
+        num_visual = len(patches) // merge_area
+        if not num_visual:
+            patches = patches.new_zeros(merge_area, self.vision.patch_values)
+            grids = torch.tensor([[1, self.vision.spatial_merge_size, self.vision.spatial_merge_size]])
         # A frozen encoder keeps no graph: what follows from uint8 pixels needs no gradient.
         frozen = not any(p.requires_grad for p in self.encoder_parameters())
         with torch.no_grad() if frozen else contextlib.nullcontext():
             final_pd, tapped = self.encode(patches, grids)
-        levels = [merger(hidden_pd) for merger, hidden_pd in zip(self.deepstack_mergers, tapped, strict=True)]
-        features_vd = self.merger(final_pd)
+        features_vd = self.merger(final_pd)[:num_visual]
+        levels = [m(hidden_pd)[:num_visual] for m, hidden_pd in zip(self.deepstack_mergers, tapped, strict=True)]
         return features_vd, torch.stack(levels) if levels else features_vd.new_zeros(0, *features_vd.shape)
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
@@ -89,8 +96,6 @@ class VisionEncoder(MegatronModule):
     def embed(self, patches: torch.Tensor) -> torch.Tensor:
         """uint8 [P, C] -> [P, D]: normalised to [-1, 1] in float32, then a linear map (a convolution's equal)."""
         pixels_pc = (patches.float() / 255.0 - 0.5) / 0.5
-        # A batch without pictures has no C to carry.
-        pixels_pc = pixels_pc.reshape(-1, self.vision.patch_values)
         return self.patch_embed(pixels_pc.to(self.patch_embed.weight.dtype))
 
     def positions(self, rows: torch.Tensor, columns: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
@@ -101,7 +106,7 @@ class VisionEncoder(MegatronModule):
         return corners_p4d.sum(1).to(self.patch_embed.weight.dtype)
 
     def run_layer(
-        self, layer: TransformerLayer, hidden: torch.Tensor, angles: torch.Tensor, spans: Spans
+        self, layer: Layer, hidden: torch.Tensor, angles: torch.Tensor, spans: Spans
     ) -> torch.Tensor:
         def run(hidden: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
             output, _ = layer(hidden, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=spans)

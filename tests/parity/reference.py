@@ -5,6 +5,7 @@ The mapping here is written apart from convert/ on purpose: neither can hide the
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -370,3 +371,11 @@ def relative_errors(own: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor
 
 def _replace(sample: Sample, positions: np.ndarray) -> Sample:
     return Sample(**{**vars(sample), "positions": positions})
+
+
+def replace_parallel(**changes: str) -> ParallelConfig:
+    return dataclasses.replace(PLAIN, **changes)
+
+
+def replace_batch(batch: Batch, **changes: torch.Tensor) -> Batch:
+    return dataclasses.replace(batch, **changes)
