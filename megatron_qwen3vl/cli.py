@@ -7,9 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_qwen3vl.errors import Stopped, UserError
 from megatron_qwen3vl.parallel.place import read_place
+
+if TYPE_CHECKING:
+    from megatron_qwen3vl.config.schema import ModelConfig
+    from megatron_qwen3vl.train.ingredients import Ingredients
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
 MAX_LINES = 15
@@ -25,8 +30,8 @@ usage: megatron-qwen3vl COMMAND ...
   convert import HF_DIR OUT               Hugging Face folder -> training checkpoint
   convert export CHECKPOINT HF_DIR        training checkpoint -> Hugging Face folder
   data build RECIPE OUT                   make shards from a domain recipe
-  data index PATH                         index existing tar files
-  data inspect PATH                       what a shard folder or a mixture holds
+  data index PATH [key=value ...]         index existing tar files
+  data inspect PATH [key=value ...]       what a shard folder or a mixture holds
   report RUN_DIR                          one HTML page about a run
 
 `pretrain --help` and `evaluate --help` list every key with its default. The same command runs under
@@ -35,7 +40,7 @@ torchrun and Slurm: torchrun --nproc-per-node 2 -m megatron_qwen3vl pretrain ...
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 done, 2 the user's mistake, 75 stopped by a signal after saving. Anything else propagates (1)."""
+    """The exit status: 0 done, 2 the user's mistake, 75 stopped by a signal after saving. The rest propagates (1)."""
     try:
         return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
@@ -79,7 +84,8 @@ def _pretrain(arguments: list[str]) -> int:
     config, problems = try_config(overrides)
     if config is None:
         raise UserError(problems)
-    config = prepare_run(config, read_place(os.environ).world_size, problems)  # before the imports below: they take seconds
+    # before the import below, which takes seconds
+    config = prepare_run(config, read_place(os.environ).world_size, problems)
 
     from megatron_qwen3vl.train.pretrain import pretrain
 
@@ -120,25 +126,58 @@ def _convert(arguments: list[str]) -> int:
 
 
 def _data(arguments: list[str]) -> int:
-    if arguments and arguments[0] == "build":
-        recipe, out = _positional("data build", arguments[1:], ("RECIPE", "OUT"))
+    actions = {"build": _data_build, "index": _data_index, "inspect": _data_inspect}
+    if not arguments or arguments[0] not in actions:
+        raise UserError("data: say what to do: data build RECIPE OUT, data index PATH or data inspect PATH")
+    return actions[arguments[0]](arguments[1:])
 
-        from megatron_qwen3vl.recipes.build import build
 
-        build(Path(recipe), Path(out))
-        return DONE
-    if arguments and arguments[0] in ("index", "inspect"):
-        (path,) = _positional(f"data {arguments[0]}", arguments[1:], ("PATH",))
-        if arguments[0] == "index":
-            from megatron_qwen3vl.data.index import build_index
+def _data_build(arguments: list[str]) -> int:
+    recipe, out = _positional("data build", arguments, ("RECIPE", "OUT"))
 
-            build_index(Path(path))
-        else:
-            from megatron_qwen3vl.data.inspect import inspect_path
+    from megatron_qwen3vl.config.paths import find_path
+    from megatron_qwen3vl.recipes.build import build
 
-            inspect_path(Path(path))
-        return DONE
-    raise UserError("data: say what to do: data build RECIPE OUT, data index PATH or data inspect PATH")
+    for split in build(find_path(recipe), Path(out), _show_progress):
+        print(f"{out}/{split.name}: {split.samples:,} samples, {len(split.shards)} shards, {split.num_bytes / 1e6:.1f} MB")
+    return DONE
+
+
+def _data_index(arguments: list[str]) -> int:
+    path, ingredients, _ = _shards_and_tokenizer("data index", arguments)
+
+    from megatron_qwen3vl.data.index import build_index
+
+    build_index(path, ingredients.tokenizer, lambda name, done, planned: print(f"{done}/{planned} {name}", flush=True))
+    return DONE
+
+
+def _data_inspect(arguments: list[str]) -> int:
+    path, ingredients, model = _shards_and_tokenizer("data inspect", arguments)
+
+    from megatron_qwen3vl.config.paths import find_path
+    from megatron_qwen3vl.data.inspect import inspect_path
+
+    print(inspect_path(find_path(str(path)), ingredients.tokenizer, ingredients.limits, model))
+    return DONE
+
+
+def _shards_and_tokenizer(command: str, arguments: list[str]) -> tuple[Path, Ingredients, ModelConfig]:
+    """``PATH [key=value ...]``: what counts tokens and pixels is found as for ``pretrain`` (model, tokenizer, run.init_from)."""
+    overrides, _ = _split([argument for argument in arguments if "=" in argument], ())
+    (path,) = _positional(command, [argument for argument in arguments if "=" not in argument], ("PATH",))
+
+    from megatron_qwen3vl.config.load import load_config
+    from megatron_qwen3vl.train.ingredients import find_ingredients
+    from megatron_qwen3vl.train.prepare import with_model_of_origin
+
+    config = with_model_of_origin(load_config(overrides))
+    return Path(path), find_ingredients(config.model, config.dtype, config.run.init_from, config.tokenizer), config.model
+
+
+def _show_progress(done: int, planned: int) -> None:
+    if sys.stderr.isatty() and (done % 100 == 0 or done == planned):
+        print(f"\r{done:,} of {planned:,} samples", end="\n" if done == planned else "", file=sys.stderr, flush=True)
 
 
 def _report(arguments: list[str]) -> int:

@@ -78,7 +78,7 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     return jobs
 
 
-def dump_yaml(config: RunConfig) -> str:
+def dump_yaml(config: RunConfig | EvaluateConfig) -> str:
     """The resolved configuration, as it is written to ``<run.dir>/config.yaml``."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, width=120)
 

@@ -40,6 +40,17 @@ def prepare_evaluate(config: EvaluateConfig, world_size: int, earlier_problems: 
     check_evaluate(config, problems)
 
 
+def with_model_of_origin(config: RunConfig) -> RunConfig:
+    """Raises UserError when ``run.init_from`` names no folder of a model that can be built."""
+    if config.run.init_from is not None and not (Path(config.run.init_from) / "config.json").is_file():
+        raise UserError(f"run.init_from={config.run.init_from}: holds no config.json")
+    problems: list[str] = []
+    model = _model_of(config.run.init_from, problems)
+    if problems:
+        raise UserError(problems)
+    return config if model is None else replace(config, model=model)
+
+
 def _model_of(folder: str | None, problems: list[str]) -> ModelConfig | None:
     """The model of the folder's config.json; None where there is none, or none that can be built (then a problem)."""
     if folder is None or not (Path(folder) / "config.json").is_file():

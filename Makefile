@@ -1,0 +1,16 @@
+# Every verb makes the environment (.venv) first when it is missing.
+SHELL := bash
+RUN := source launch/environment.sh &&
+
+.PHONY: setup demo test lint types ci bench mutants clean
+setup:    ; @$(RUN) python --version
+demo:     ; @launch/demo.sh
+test:     ; @launch/test.sh
+lint:     ; @$(RUN) ruff check .
+types:    ; @$(RUN) mypy
+ci:       ; @bash .ci/run
+bench:    ; @$(RUN) for script in benchmarks/*.py; do python "$$script" || exit 1; done
+mutants:  ; @$(RUN) python tests/mutants.py
+clean:    # .venv and runs stay
+	rm -rf build dist data_recipes/built .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
