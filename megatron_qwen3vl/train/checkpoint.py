@@ -1,0 +1,305 @@
+"""Checkpoints on megatron-core's distributed checkpointing, loadable in any other layout.
+
+    step_00000012/
+      state.json       the trainer's and the loader's state, as JSON: small, readable, floats exact
+      tensors/         weights, fp32 masters, moments and step count (torch_dist format, fully reshardable)
+      config.json ...  the extra files that the caller gives
+
+A folder of that name is complete: it is written as a hidden sibling, flushed to the disk, then renamed. What a killed
+save or deletion leaves behind is hidden too, never loaded, and removed by the next one.
+
+On safety: state.json is JSON, and tensors are read without unpickling objects (``weights_only``). torch's own index,
+``tensors/.metadata``, is a pickle; ``_check_index`` refuses it when it names anything but torch's index types.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as torch_checkpoint
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject
+from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from megatron.core.optimizer import ChainedOptimizer
+from megatron.core.utils import unwrap_model
+
+from megatron_qwen3vl.errors import UserError
+from megatron_qwen3vl.parallel.groups import Groups, from_first_rank
+
+FORMAT = 1
+STATE = "state.json"
+TENSORS = "tensors"
+_NAME = re.compile(r"step_\d{8}")
+_INDEX_NAMES = {
+    "collections.OrderedDict",
+    "pathlib.PosixPath",
+    "pathlib._local.PosixPath",
+    "torch.Size",
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+    "torch.distributed.checkpoint.metadata.BytesStorageMetadata",
+    "torch.distributed.checkpoint.metadata.ChunkStorageMetadata",
+    "torch.distributed.checkpoint.metadata.Metadata",
+    "torch.distributed.checkpoint.metadata.MetadataIndex",
+    "torch.distributed.checkpoint.metadata.StorageMeta",
+    "torch.distributed.checkpoint.metadata.TensorProperties",
+    "torch.distributed.checkpoint.metadata.TensorStorageMetadata",
+    "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING",
+    "torch.serialization._get_layout",
+}
+_LEFTOVER = re.compile(r"\.step_\d{8}\.(new|old|dead)")
+
+
+def save_checkpoint(
+    folder: Path,
+    chunks: Sequence[torch.nn.Module],
+    optimizer: ChainedOptimizer | None,
+    state: Mapping[str, Any],
+    groups: Groups,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write ``folder``, complete or not at all; one that is there already is replaced. Collective over all ranks.
+
+    ``state`` must be JSON. ``files`` are further files by their path inside the folder. Raises UserError when the disk
+    refuses.
+    """
+    new = folder.parent / f".{folder.name}.new"
+    content = json.dumps({"format": FORMAT, "state": state}, indent=1).encode()
+
+    def begin() -> None:
+        clean_leftovers(folder.parent)
+        (new / TENSORS).mkdir(parents=True)
+
+    def finish() -> None:
+        for name, data in {**(files or {}), STATE: content}.items():
+            path = new / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        _sync_tree(new)
+        _replace(folder, new)
+
+    from_first_rank(lambda: _writing(folder, begin))
+    tree = _sharded_tree(chunks, optimizer, groups, is_loading=False)
+    dist_checkpointing.save(tree, str(new / TENSORS), sharded_strategy=_DirectWriter("torch_dist", 1))
+    from_first_rank(lambda: _writing(folder, finish))
+
+
+def load_checkpoint(
+    folder: Path, chunks: Sequence[torch.nn.Module], optimizer: ChainedOptimizer | None, groups: Groups
+) -> dict[str, Any]:
+    """Fill the chunks and, when given, the optimizer from a checkpoint of any layout; returns its state.
+
+    Masters, moments and step count come from the checkpoint; rates, betas and weight decay stay as built. A parameter
+    that was frozen when the checkpoint was written begins with zero moments. Without an optimizer the caller refreshes
+    the fp32 masters (``optimizer.reload_model_params()``). Collective over all ranks. Raises UserError when the folder
+    is missing, incomplete, foreign or of another model.
+    """
+    state = from_first_rank(lambda: _checked_state(folder))
+    tensors = str(folder / TENSORS)
+    tree = _sharded_tree(chunks, optimizer, groups, is_loading=True)
+    begun = _begin_absent_moments(tree, dist_checkpointing.load_tensors_metadata(tensors)) if optimizer else False
+    try:
+        loaded = dist_checkpointing.load(tree, tensors)
+    except (CheckpointingException, torch_checkpoint.api.CheckpointException) as error:
+        reason = str(error).strip().splitlines()[-1][:300] if str(error).strip() else type(error).__name__
+        raise UserError(f"{folder}: does not fit this model ({reason}); use the model it was written from") from error
+    if optimizer is not None:
+        _load_optimizer(optimizer, loaded["optimizer"])
+    # After the optimizer: in float32 its masters are the weights themselves.
+    for key, chunk in _named_chunks(chunks):
+        chunk.load_state_dict(loaded[key])
+    if begun:
+        optimizer.reload_model_params()
+    return state
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The JSON state of a checkpoint. Raises UserError when the folder holds none that we wrote."""
+    try:
+        content = json.loads((folder / STATE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder}: no checkpoint here ({STATE} is missing); give a folder step_<8 digits>") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / STATE}: cannot be read ({error}); use another checkpoint") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "state" not in content:
+        raise UserError(f"{folder / STATE}: not in the format this version writes; use another checkpoint")
+    return content["state"]
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether the folder looks like a checkpoint that we wrote; nothing is read."""
+    return all((folder / name).is_file() for name in (STATE, f"{TENSORS}/.metadata", f"{TENSORS}/metadata.json"))
+
+
+def latest_checkpoint(root: Path) -> Path | None:
+    """The complete checkpoint of the highest step under ``root``, or None."""
+    found = _complete(root)
+    return found[-1] if found else None
+
+
+def prune(root: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints under ``root``. For one rank."""
+    clean_leftovers(root)
+    for folder in _complete(root)[:-keep]:
+        dead = root / f".{folder.name}.dead"
+        folder.rename(dead)  # hidden first: a deletion that is killed leaves nothing that looks complete
+        shutil.rmtree(dead)
+
+
+def clean_leftovers(root: Path) -> None:
+    """Remove what killed saves and deletions left under ``root``. For one rank."""
+    for path in list(root.glob(".step_*")):
+        if _LEFTOVER.fullmatch(path.name) is None:
+            continue
+        final = root / path.stem.removeprefix(".")
+        if path.suffix == ".old" and not final.exists():
+            path.rename(final)  # killed between the two renames of a replacement: the old one is whole
+        else:
+            shutil.rmtree(path)
+
+
+class _DirectWriter(SaveShardedStrategy):
+    """Writes with torch's plain file writer, flushed to the disk.
+
+    megatron's default writer starts a helper process by the spawn method (seconds, and it hangs in scripts without a
+    ``__main__`` guard) and forks one more per file.
+    """
+
+    @property
+    def can_handle_sharded_objects(self) -> bool:
+        return True
+
+    def save(self, sharded_state_dict: dict, checkpoint_dir: str | Path) -> None:
+        grouped, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
+        torch_checkpoint.save(
+            mcore_to_pyt_state_dict(grouped, False),
+            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir, sync_files=True),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+
+def _named_chunks(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Module]]:
+    for index, chunk in enumerate(chunks):
+        yield (f"model{index}" if len(chunks) > 1 else "model"), unwrap_model(chunk)
+
+
+def _sharded_tree(
+    chunks: Sequence[torch.nn.Module], optimizer: ChainedOptimizer | None, groups: Groups, is_loading: bool
+) -> dict[str, Any]:
+    metadata = {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": False,
+        "chained_optim_avoid_prefix": True,
+        "dp_cp_group": groups.dp_cp,
+    }
+    tree = {key: chunk.sharded_state_dict(metadata=metadata) for key, chunk in _named_chunks(chunks)}
+    if optimizer is not None:
+        tree["optimizer"] = optimizer.sharded_state_dict(tree, is_loading, metadata=metadata)
+    return tree
+
+
+def _begin_absent_moments(tree: dict[str, Any], saved: Mapping[str, object]) -> bool:
+    """Replace what the checkpoint has no moments of by zeros; whether there was any."""
+    begun = False
+    for part in _parts(tree["optimizer"]):
+        for entry in part["param_state"].values():
+            if all(sharded.key not in saved for sharded in entry.values()):
+                begun = True
+                for name, sharded in entry.items():
+                    entry[name] = LocalNonpersistentObject(torch.zeros_like(sharded.data))
+    return begun
+
+
+def _load_optimizer(optimizer: ChainedOptimizer, loaded: dict) -> None:
+    """Hand over moments and step count; everything else of the groups is the present configuration's."""
+    for part, own in zip(_parts(loaded), optimizer.chained_optimizers, strict=True):
+        step = max(group["step"] for group in part["optimizer"]["param_groups"])
+        present = own.state_dict()["optimizer"]["param_groups"]
+        part["optimizer"]["param_groups"] = [{**group, "step": step} for group in present]
+    optimizer.load_state_dict(loaded)
+
+
+def _parts(optimizer_tree: dict) -> list[dict]:
+    """One tree per chained optimizer; a single one is not wrapped, and experts have their own."""
+    if "param_state" in optimizer_tree:
+        return [optimizer_tree]
+    return [optimizer_tree[index] for index in sorted(optimizer_tree)]
+
+
+def _checked_state(folder: Path) -> dict[str, Any]:
+    state = read_state(folder)
+    if not is_checkpoint(folder):
+        raise UserError(f"{folder}: incomplete ({TENSORS}/ lacks its index); use another checkpoint")
+    _check_index(folder / TENSORS / ".metadata")
+    return state
+
+
+class _IndexReader(pickle.Unpickler):
+    """Reads torch's index and refuses every other name that a pickle could call."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or f"{module}.{name}" in _INDEX_NAMES:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _check_index(path: Path) -> None:
+    try:
+        _IndexReader(io.BytesIO(path.read_bytes())).load()
+    except (OSError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(f"{path}: not the index of a checkpoint ({error}); use another checkpoint") from None
+
+
+def _complete(root: Path) -> list[Path]:
+    """Ascending by step."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if _NAME.fullmatch(path.name) and is_checkpoint(path))
+
+
+def _replace(folder: Path, new: Path) -> None:
+    old = folder.parent / f".{folder.name}.old"
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    _sync(folder.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Flush all files of a folder, then the folders, so that a rename never outruns its contents."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync(Path(parent) / name)
+        _sync(Path(parent))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _writing(folder: Path, act: Callable[[], None]) -> None:
+    try:
+        act()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error}); free the disk or choose another run.dir") from error
