@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch.utils._device import _device_constructors
 
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.parallel.adamw import AdamW
@@ -151,6 +152,8 @@ def _answer_tensor_calls() -> None:
         return answer if dtype or how else answer.replace("torch.", "torch.cuda.", 1)
 
     tensor.type = type_as_on_cuda
+    # `with torch.device(...)` knows factories by identity, from a set made at its first use: let it know torch's own
+    _device_constructors()
     for name in [
         "arange",
         "empty",
