@@ -137,11 +137,6 @@ def _stage(key: str, stage: StageConfig) -> Iterator[str]:
         yield from _one_of(f"{key}.trainable", module, MODULES)
     yield from _mixture(f"{key}.mixture", stage.mixture)
     yield from _optimizer(f"{key}.optimizer", stage.optimizer)
-    sizes = (stage.sequence_length, stage.global_batch_size)
-    if min(sizes) > 0 and (stage.steps or stage.tokens):
-        warmup, steps = stage.optimizer.warmup_steps, stage.num_steps
-        if warmup > steps > 0:
-            yield f"{key}.optimizer.warmup_steps={warmup}: longer than the stage's {steps} steps"
     for name, value in (("recompute", stage.parallel.recompute), ("vision_recompute", stage.parallel.vision_recompute)):
         if value is not None:
             yield from _one_of(f"{key}.parallel.{name}", value, RECOMPUTE)

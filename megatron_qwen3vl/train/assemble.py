@@ -29,6 +29,9 @@ from megatron_qwen3vl.train.ingredients import Ingredients
 from megatron_qwen3vl.train.optimizer import build_optimizer
 
 
+INDEX_FOLDER = "index"  # under run.dir: indexes of shards that came without
+
+
 @dataclass(frozen=True)
 class StageParts:
     chunks: Sequence[torch.nn.Module]
@@ -56,12 +59,15 @@ class StageParts:
         return sum(values)
 
 
-def open_sources(mixture_path: str, model: ModelConfig, ingredients: Ingredients) -> tuple[list[Source], list[float]]:
-    """The sources of a mixture file and their weights."""
+def open_sources(
+    mixture_path: str, model: ModelConfig, ingredients: Ingredients, index_cache: Path | None
+) -> tuple[list[Source], list[float]]:
+    """The sources of a mixture file and their weights; indexes of shards that have none go to ``index_cache``."""
     mixture = load_mixture(find_path(mixture_path))
     base = Path(mixture.path).parent
     sources = [
-        open_source(source, base, ingredients.tokenizer, ingredients.limits, model) for source in mixture.sources
+        open_source(source, base, ingredients.tokenizer, ingredients.limits, model, index_cache)
+        for source in mixture.sources
     ]
     return sources, [source.weight for source in mixture.sources]
 
@@ -79,7 +85,9 @@ def build_stage(
     """Build one stage; ``start`` says which weights (and, inside a stage, which state) it goes on from."""
     stage = config.stages[name]
     parallel = resolve(config.parallel, stage.parallel)
-    sources, weights = open_sources(stage.mixture, config.model, ingredients)
+    sources, weights = open_sources(
+        stage.mixture, config.model, ingredients, Path(config.run.dir) / INDEX_FOLDER
+    )
     loader = Loader(
         LoaderConfig(
             seed=config.run.seed,

@@ -35,7 +35,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     try:
         join(device)
         groups = start_groups(Layout.from_config(config.parallel, world_size()), device)
-        sources, _ = open_sources(config.mixture, model, ingredients)
+        sources, _ = open_sources(config.mixture, model, ingredients, None)
         chunks = build_model(model, config.parallel, groups, config.dtype, config.loss, trainable=(), seed=None)
         prepare_schedule(chunks)
         load_initial_weights(config.run.init_from, model, chunks, groups)

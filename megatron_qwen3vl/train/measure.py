@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_qwen3vl.batch import Pack, Sample, collate
-from megatron_qwen3vl.data.packing import to_pack
+from megatron_qwen3vl.data.loader import to_pack
 from megatron_qwen3vl.data.source import Source
 from megatron_qwen3vl.parallel.device import Device
 from megatron_qwen3vl.parallel.groups import Groups, all_reduce_sum, gather_objects

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_qwen3vl.data.loader import Step
+from megatron_qwen3vl.data.quarantine import Quarantined
 from megatron_qwen3vl.train.metrics import RunFiles, WandbLog
 
 
@@ -15,19 +16,16 @@ class Records:
         self._files, self._wandb, self._trace = files, wandb, trace_samples
 
     def step(
-        self, row: Mapping[str, Any], data: Step, failures: Sequence[tuple[str, str]], total_step: int
+        self, row: Mapping[str, Any], keys: Sequence[str], bad: Sequence[Quarantined], total_step: int
     ) -> None:
         """metrics.jsonl, samples.jsonl (when traced), quarantine.jsonl and wandb for one step."""
         if self._files is None:
             return
-        where = {"stage": row["stage"], "step": row["step"]}
         self._files.write("metrics.jsonl", row)
         if self._trace:
-            self._files.write("samples.jsonl", {**where, "keys": list(data.keys)})
-        for key, reason in failures:
-            self._files.write("quarantine.jsonl", {**where, "kind": "failed", "key": key, "reason": reason})
-        for key, reason in data.left_out:
-            self._files.write("quarantine.jsonl", {**where, "kind": "left out", "key": key, "reason": reason})
+            self._files.write("samples.jsonl", {"stage": row["stage"], "step": row["step"], "keys": list(keys)})
+        for sample in bad:
+            self._files.write("quarantine.jsonl", asdict(sample))
         if self._wandb is not None:
             self._wandb.log(row, total_step)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from megatron_qwen3vl.batch import Batch, Pack, collate
 from megatron_qwen3vl.config.schema import RunConfig
-from megatron_qwen3vl.errors import Stopped, UserError
+from megatron_qwen3vl.data.quarantine import Quarantine, Quarantined, failed_documents, left_out_samples
+from megatron_qwen3vl.errors import Stopped
 from megatron_qwen3vl.parallel.device import Device
 from megatron_qwen3vl.parallel.groups import Groups, gather_objects
 from megatron_qwen3vl.train import figures
@@ -45,6 +46,7 @@ class Progress:
     total_steps: int = 0
     samples: int = 0
     failed: int = 0
+    quarantine: dict | None = None
     tokens: int = 0
     seconds: float = 0.0
     skipped: int = 0
@@ -52,7 +54,6 @@ class Progress:
     checked: list[str] = field(default_factory=list)
     first_loss: float | None = None
     last_loss: float | None = None
-    failures_by_source: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class StageRun:
         self.sections = sections(config, stage, parts.tokenizer.fingerprint, origin.sections)
         self.validation = validation
         visible = groups.is_writer and config.log.progress
+        self.quarantine = Quarantine(config.data.max_bad_rate, self.progress.quarantine)
         self.display = Display(stage, self.progress.step, self.stage.num_steps, enabled=visible)
 
     def fit(self) -> StageSummary:
@@ -94,8 +96,6 @@ class StageRun:
                 self.display.step(row)
                 last = self.progress.step == self.stage.num_steps
                 self._validate(last)
-                if last:
-                    self._refuse_bad_data(at_end=True)
                 if last or stop or self.progress.step % self.config.checkpoint.every == 0:
                     self.save()
                 if stop:
@@ -128,7 +128,8 @@ class StageRun:
             self.groups,
             self.device.device,
         )
-        grad_norm = self._update(check, counts, losses, data.keys)
+        keys = [key for lane in data.keys_by_lane for key in lane]
+        grad_norm = self._update(check, counts, losses, keys)
         progress.step, progress.total_steps = number, progress.total_steps + 1
         loss = losses.loss if counts.normaliser > 0 else None
         self._remember(counts, loss)
@@ -154,8 +155,11 @@ class StageRun:
         }
         progress.tokens += counts.tokens
         progress.seconds += row["seconds"]
-        self.records.step(row, data, self._failures(data.packs, counts), progress.total_steps)
-        self._refuse_bad_data(at_end=False)
+        failed = self._failed(data.packs, counts)
+        left_out = left_out_samples(data.left_out, self.name, number)
+        self.records.step(row, keys, [*failed, *left_out], progress.total_steps)
+        self.quarantine.add(counts.samples, failed)
+        progress.quarantine = self.quarantine.state()
         return row, losses.stop
 
     def _gradient_check(self, counts: figures.Counts) -> GradientCheck | None:
@@ -217,26 +221,14 @@ class StageRun:
             progress.first_loss = _finite(loss)
         progress.last_loss = _finite(loss)
 
-    def _failures(self, packs: Sequence[Pack], counts: figures.Counts) -> list[tuple[str, str]]:
-        """(key, reason) of the failed samples of the global batch; a collective only where there is one."""
+    def _failed(self, packs: Sequence[Pack], counts: figures.Counts) -> list[Quarantined]:
+        """The failed samples of the global batch; a collective only where there is one."""
         if counts.failed == 0:
             return []
-        own = [(d.key, d.failure) for pack in packs for d in pack.documents if d.failure is not None]
-        everywhere = sorted({pair for rank in gather_objects(own) for pair in rank})
-        for key, _ in everywhere:
-            source = key.split("/", 1)[0]
-            self.progress.failures_by_source[source] = self.progress.failures_by_source.get(source, 0) + 1
-        return everywhere
-
-    def _refuse_bad_data(self, at_end: bool) -> None:
-        """``data.max_bad_rate`` over the stage so far; judged from 100 samples on, and at the stage's end."""
-        progress, limit = self.progress, self.config.data.max_bad_rate
-        if (progress.samples >= 100 or at_end) and progress.failed > limit * progress.samples:
-            worst = max(progress.failures_by_source, key=lambda name: progress.failures_by_source[name])
-            raise UserError(
-                f"{progress.failed} of {progress.samples} samples failed, more than data.max_bad_rate={limit}; "
-                f"most in source {worst!r}; {self.config.run.dir}/quarantine.jsonl names each with its reason"
-            )
+        documents = [document for pack in packs for document in pack.documents]
+        own = failed_documents(documents, self.name, self.progress.step)
+        everywhere = {sample for rank in gather_objects(own) for sample in rank}
+        return sorted(everywhere, key=lambda sample: sample.key)
 
     def _validate(self, last: bool) -> None:
         if not self.validation.due(self.progress.step, last):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from megatron_qwen3vl.config.schema import RunConfig
 from megatron_qwen3vl.parallel.device import Device
 from megatron_qwen3vl.parallel.groups import Groups
-from megatron_qwen3vl.train.assemble import StageParts, open_sources
+from megatron_qwen3vl.train.assemble import INDEX_FOLDER, StageParts, open_sources
 from megatron_qwen3vl.train.ingredients import Ingredients
 from megatron_qwen3vl.train.measure import measure, summarise
 
@@ -17,7 +19,9 @@ class Validation:
         self._config, self._stage, self._parts, self._groups, self._device = config, stage, parts, groups, device
         self._sources = []
         if config.validation.mixture is not None and config.validation.every > 0:
-            self._sources, _ = open_sources(config.validation.mixture, config.model, ingredients)
+            self._sources, _ = open_sources(
+                config.validation.mixture, config.model, ingredients, Path(config.run.dir) / INDEX_FOLDER
+            )
 
     def due(self, step: int, last: bool) -> bool:
         return bool(self._sources) and (last or step % self._config.validation.every == 0)
