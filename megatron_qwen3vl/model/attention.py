@@ -80,7 +80,9 @@ class PackedAttention(MegatronModule):
         packed_seq_params: Spans | None = None,
     ) -> torch.Tensor:
         assert packed_seq_params is not None and attention_mask is None and attention_bias is None
-        output_tnh = attend(query.squeeze(1), key.squeeze(1), value.squeeze(1), packed_seq_params, self.causal, self.scale)
+        output_tnh = attend(
+            query.squeeze(1), key.squeeze(1), value.squeeze(1), packed_seq_params, self.causal, self.scale
+        )
         return output_tnh.reshape(query.shape[0], 1, -1)
 
 

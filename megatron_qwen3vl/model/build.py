@@ -3,6 +3,8 @@
     build_chunks   the pipeline chunks of this rank, weights unset
     initialize     random weights, the same in every layout and on every device
     build_model    both, then freezing, bfloat16 and megatron-core's DistributedDataParallel
+
+A chunk is what one (virtual) pipeline rank holds.
 """
 
 from __future__ import annotations

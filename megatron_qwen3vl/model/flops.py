@@ -1,7 +1,7 @@
 """Floating-point operations and parameter counts of a model, as whole numbers.
 
-A multiplication with its addition counts 2. Norms, activations, rotary angles and the softmax are left out; recompute is
-never counted. Two conventions for causal attention:
+A multiplication with its addition counts 2. Norms, activations, rotary angles and the softmax are left out; recompute
+is never counted. Two conventions for causal attention:
 
     causal   what a document needs: n (n + 1) / 2 pairs of tokens (this project's, and megatron's, "model FLOPs")
     full     n^2 pairs, as PaLM's formula and most published MFU figures count

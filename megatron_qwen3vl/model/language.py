@@ -152,7 +152,9 @@ class LanguageModel(GPTModel):
         hidden_nd, labels_n = hidden_td[positions], labels[positions]
         pieces = zip(hidden_nd.split(self.chunk_size), labels_n.split(self.chunk_size), strict=True)
         weight = self.head_weight()
-        return torch.cat([checkpoint(_head, *piece, weight, use_reentrant=False, preserve_rng_state=False) for piece in pieces])
+        return torch.cat(
+            [checkpoint(_head, *piece, weight, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+        )
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [T, vocabulary] of every position; for tests and small inputs only."""

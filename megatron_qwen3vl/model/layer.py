@@ -12,9 +12,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 class Layer(TransformerLayer):
     """``recompute: selective`` recomputes the second half of the layer, norm and feed-forward, in the backward.
 
-    That is the larger half; flash attention keeps no more than its inputs. megatron-core 0.16.1's own selective modes do
-    not serve here: recomputing norms needs Transformer Engine, and recomputing an MLP with biases loses its way (it
-    returns the bias, a leaf, from a checkpoint function).
+    That is the larger half; flash attention keeps no more than its inputs. megatron-core 0.16.1's own selective modes
+    do not serve here: recomputing norms needs Transformer Engine, and recomputing an MLP with biases hangs in the
+    backward (it returns the bias, a leaf, from a checkpoint function).
     """
 
     def _forward_mlp(

@@ -2,6 +2,8 @@
 
     [P, D] -> norm -> [P / 4, 4 D] -> fc1 -> exact GELU -> fc2 -> [V, out]        (main: normalises before the fold)
     [P, D] -> [P / 4, 4 D] -> norm -> fc1 -> exact GELU -> fc2 -> [V, out]        (DeepStack: after the fold)
+
+Shapes: P patches, D width of the ViT, V visual tokens.
 """
 
 from __future__ import annotations

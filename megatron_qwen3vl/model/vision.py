@@ -4,8 +4,8 @@
         -> layers (megatron-core's, attention inside one image or frame group) -> merger [V, out]
                         \\-> after the tapped layers: deepstack_mergers -> levels [L, V, out]
 
-A batch without pictures sends one blank block through and drops its tokens: the same kernels and collectives as on every
-other rank, and a zero gradient, not a missing one, for every trainable weight.
+A batch without pictures sends one blank block through and drops its tokens: the same kernels and collectives as on
+every other rank, and a zero gradient, not a missing one, for every trainable weight.
 
 Shapes: I images or temporal groups, P patches, C values of a patch, D width, H head width, V merged visual tokens,
 L DeepStack levels.
@@ -48,8 +48,7 @@ class VisionEncoder(MegatronModule):
         self.position_table = torch.nn.Embedding(vision.num_position_embeddings, vision.hidden_size, dtype=dtype)
         spec = _layer_spec()
         self.layers = ShardedModuleList(
-            Layer(config, spec, layer_number=number + 1, pg_collection=groups)
-            for number in range(vision.depth)
+            Layer(config, spec, layer_number=number + 1, pg_collection=groups) for number in range(vision.depth)
         )
         self.merger = Merger(config, vision, fold_first=False, groups=groups)
         self.deepstack_mergers = ShardedModuleList(
@@ -105,9 +104,7 @@ class VisionEncoder(MegatronModule):
         corners_p4d = self.position_table(indices) * weights[:, :, None]
         return corners_p4d.sum(1).to(self.patch_embed.weight.dtype)
 
-    def run_layer(
-        self, layer: Layer, hidden: torch.Tensor, angles: torch.Tensor, spans: Spans
-    ) -> torch.Tensor:
+    def run_layer(self, layer: Layer, hidden: torch.Tensor, angles: torch.Tensor, spans: Spans) -> torch.Tensor:
         def run(hidden: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
             output, _ = layer(hidden, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=spans)
             return output

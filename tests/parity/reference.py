@@ -9,9 +9,13 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import dacite
 import numpy as np
 import torch
+import yaml
 
 from megatron_qwen3vl.batch import IGNORE, Batch, Document, Pack, Sample, collate
 from megatron_qwen3vl.config.schema import LossConfig, ModelConfig, ParallelConfig, TextConfig, VisionConfig
@@ -74,26 +78,21 @@ def model_config(kind: str) -> ModelConfig:
     )
 
 
-def transformers_config(model: ModelConfig):  # noqa: ANN201 (transformers is imported late)
+def transformers_config(model: ModelConfig) -> Any:
     """transformers' configuration of the same model."""
     from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
 
     text, vision = model.text_config, model.vision_config
-    shared = ("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-              "head_dim hidden_act rms_norm_eps max_position_embeddings initializer_range").split()  # fmt: skip
-    text_dict = {name: getattr(text, name) for name in shared}
+    absent = {"rope_theta", "mrope_section", "norm_topk_prob", "router_aux_loss_coef"}
+    experts = {"num_experts", "num_experts_per_tok", "moe_intermediate_size"}
+    chosen = vars(text).keys() - absent - (set() if text.num_experts else experts)
+    text_dict = {name: getattr(text, name) for name in chosen}
     text_dict["rope_parameters"] = {
         "rope_type": "default",
         "rope_theta": text.rope_theta,
         "mrope_section": list(text.mrope_section),
         "mrope_interleaved": True,
     }
-    if text.num_experts:
-        text_dict |= {
-            "num_experts": text.num_experts,
-            "num_experts_per_tok": text.num_experts_per_tok,
-            "moe_intermediate_size": text.moe_intermediate_size,
-        }
     plain = {name: value for name, value in vars(vision).items() if name != "rope_theta"}
     plain["deepstack_visual_indexes"] = list(vision.deepstack_visual_indexes)
     plain["rope_parameters"] = {"rope_type": "axial", "rope_theta": vision.rope_theta}
@@ -379,3 +378,9 @@ def replace_parallel(**changes: str) -> ParallelConfig:
 
 def replace_batch(batch: Batch, **changes: torch.Tensor) -> Batch:
     return dataclasses.replace(batch, **changes)
+
+
+def read_model(name: str) -> ModelConfig:
+    """A model of configs/model."""
+    path = Path(__file__).parents[2] / "configs" / "model" / f"{name}.yaml"
+    return dacite.from_dict(ModelConfig, yaml.safe_load(path.read_text()), dacite.Config(strict=True, cast=[tuple]))

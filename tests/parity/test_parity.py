@@ -51,7 +51,9 @@ def test_logits_losses_and_gradients(kind: str, pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize("kind", ref.KINDS)
-@pytest.mark.parametrize("recompute", [("full", "none"), ("none", "full"), ("full", "full"), ("selective", "selective")])
+@pytest.mark.parametrize(
+    "recompute", [("full", "none"), ("none", "full"), ("full", "full"), ("selective", "selective")]
+)
 def test_recompute_changes_nothing(kind: str, recompute: tuple[str, str], pairs: Pairs) -> None:
     pair = pairs(kind)
     total = normaliser(pair.cases)

@@ -1,0 +1,61 @@
+"""Counts against torch's own FLOP counter and against the six published models."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from megatron_qwen3vl.model.flops import count_parameters, forward_flops, training_flops
+from tests.parity import reference as ref
+
+PUBLISHED = {"2b": 2.128, "4b": 4.438, "8b": 8.767, "32b": 33.357, "30b_a3b": 31.071, "235b_a22b": 235.670}
+
+
+@pytest.mark.parametrize(("name", "billions"), PUBLISHED.items())
+def test_published_sizes(name: str, billions: float) -> None:
+    assert round(count_parameters(ref.read_model(name)) / 1e9, 3) == billions
+
+
+@pytest.mark.parametrize("kind", ref.KINDS)
+def test_parameters_equal_transformers(kind: str) -> None:
+    model = ref.model_config(kind)
+    assert count_parameters(model) == sum(p.numel() for p in ref.transformers_model(model).parameters())
+
+
+def test_forward_equals_torch_counter() -> None:
+    """One sample through transformers with eager attention, which computes every pair: the ``full`` convention."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    model = ref.model_config("dense_tied")
+    config = ref.transformers_config(model)
+    twin = Qwen3VLForConditionalGeneration._from_config(config, attn_implementation="eager")
+    case = ref.standard_cases(model)[2]
+    sample = case.sample
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        twin(**ref.transformers_inputs(case))
+    grids = [tuple(grid) for grid in sample.grids.tolist()]
+    length = len(sample.input_ids)
+    counted = forward_flops(model, [length], grids, num_labels=length, full=True)
+    assert counter.get_total_flops() == counted.total
+
+
+def test_training_flops() -> None:
+    model = ref.model_config("moe")
+    arguments = ([30, 5], [(1, 4, 6)], 12)
+    everything = {"vision", "merger", "language"}
+    forward = forward_flops(model, *arguments)
+    assert training_flops(model, *arguments, everything) == 3 * forward.total
+    assert training_flops(model, *arguments, set()) == forward.total
+    # Frozen language: its inputs' gradients still pass through.
+    merger_only = training_flops(model, *arguments, {"merger"})
+    expected = forward.total + forward.merger_linear + forward.language_linear + 2 * forward.language_attention
+    assert merger_only == expected
+    # Attention is quadratic in each document, not in the pack.
+    split = forward_flops(model, [15, 15, 5], [(1, 4, 6)], 12)
+    assert split.language_linear == forward.language_linear and split.language_attention < forward.language_attention
+    doubled = dataclasses.replace(model, text_config=dataclasses.replace(model.text_config, num_experts=8))
+    more = forward_flops(doubled, *arguments).language_linear - forward.language_linear
+    assert more == 2 * 35 * 4 * 4 * model.text_config.hidden_size  # only the router grows
