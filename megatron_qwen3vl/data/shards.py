@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from webdataset import TarWriter
 from webdataset.shardlists import expand_urls
@@ -154,7 +155,7 @@ def _folder_members(shard: Shard) -> Iterator[tuple[str, int, int]]:
 
 
 def _tar_members(shard: Shard, damage: list[str]) -> Iterator[tuple[str, int, int]]:
-    """Readable regular files; what is behind the first unreadable header goes to ``damage``."""
+    """Readable regular files. What lies between an unreadable header and the next good one goes to ``damage``."""
     total = shard.path.stat().st_size
     with open(shard.path, "rb") as file:
         try:
@@ -166,11 +167,22 @@ def _tar_members(shard: Shard, damage: list[str]) -> Iterator[tuple[str, int, in
             start = tar.offset
             try:
                 info = tar.next()
-            except (tarfile.TarError, ValueError, ArithmeticError) as error:
-                damage.append(f"{shard.path}: bytes {start} to {total} cannot be read ({error})")
-                return
+            except (tarfile.TarError, ValueError, ArithmeticError):
+                info = None
             if info is None:
-                break
+                # tarfile ends alike at the closing blocks, at a bad header and at the end of the file
+                file.seek(start)
+                if (block := file.read(_BLOCK)) == bytes(_BLOCK):
+                    return
+                good = _next_header(file, start + _BLOCK)
+                if good is None:
+                    what = f"bytes {start} to {total} cannot be read"
+                    missing_end = f"ends at byte {total} without a tar's closing blocks; samples may be missing"
+                    damage.append(f"{shard.path}: {what if block else missing_end}")
+                    return
+                damage.append(f"{shard.path}: bytes {start} to {good} cannot be read")
+                tar.offset = good
+                continue
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
             name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             if info.offset_data + info.size > total:
@@ -178,9 +190,19 @@ def _tar_members(shard: Shard, damage: list[str]) -> Iterator[tuple[str, int, in
                 return
             if info.isreg() and not info.issparse():
                 yield name, info.offset_data, info.size
-        file.seek(start)
-        if len(file.read(_BLOCK)) < _BLOCK:
-            damage.append(f"{shard.path}: ends at byte {total} without a tar's closing blocks; samples may be missing")
+
+
+def _next_header(file: BinaryIO, start: int) -> int | None:
+    """Where the next block with the checksum of a tar header is, from ``start`` on."""
+    file.seek(start)
+    while len(block := file.read(_BLOCK)) == _BLOCK:
+        try:
+            tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.TarError:
+            start += _BLOCK
+        else:
+            return start
+    return None
 
 
 def read_member(shard: Shard, key: str, member: Member) -> bytes:

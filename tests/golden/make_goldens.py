@@ -71,14 +71,19 @@ def grey_levels(values: torch.Tensor) -> np.ndarray:
 
 def main(path: str) -> None:
     generator = np.random.default_rng(20260101)
-    arrays = {"versions": np.array([f"{name} {version(name)}" for name in ("torch", "torchvision", "transformers", "pillow")])}
+    arrays = {
+        "versions": np.array([f"{name} {version(name)}" for name in ("torch", "torchvision", "transformers", "pillow")])
+    }
     for name, (kind, height, width, low, high) in IMAGES.items():
         data = encode(picture(generator, height, width), kind)
         out = Qwen2VLImageProcessor(size={"shortest_edge": low, "longest_edge": high}, **SHAPES)(
             images=[decode(data)], return_tensors="pt"
         )
         arrays |= {f"image/{name}/file": data, f"image/{name}/limits": np.array([low, high])}
-        arrays |= {f"image/{name}/grid": out["image_grid_thw"].numpy(), f"image/{name}/patches": grey_levels(out["pixel_values"])}
+        arrays |= {
+            f"image/{name}/grid": out["image_grid_thw"].numpy(),
+            f"image/{name}/patches": grey_levels(out["pixel_values"]),
+        }
     for name, (frames, height, width, low, high) in VIDEOS.items():
         files = [encode(picture(generator, height, width), "png") for _ in range(frames)]
         video = np.stack([np.asarray(decode(data)) for data in files])

@@ -25,7 +25,24 @@ def model(**changes: int) -> ModelConfig:
     """A model whose ids are the tokenizer's, but for ``changes``."""
     found = tokenizer()
     text = TextConfig(
-        changes.get("vocab_size", 1024), 32, 64, 2, 2, 1, 16, "silu", 1e-6, 4096, 0.02, 1e5, (4, 2, 2), 0, 0, 0, True, 0.0
+        changes.get("vocab_size", 1024),
+        32,
+        64,
+        2,
+        2,
+        1,
+        16,
+        "silu",
+        1e-6,
+        4096,
+        0.02,
+        1e5,
+        (4, 2, 2),
+        0,
+        0,
+        0,
+        True,
+        0.0,
     )
     return ModelConfig(
         text_config=text,
@@ -46,7 +63,9 @@ def picture(height: int, width: int, kind: str = "PNG", seed: int = 0) -> bytes:
 
 
 def document(*parts: object, **members: object) -> bytes:
-    return json.dumps({"content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]} | members).encode()
+    return json.dumps(
+        {"content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]} | members
+    ).encode()
 
 
 def image_part(name: str) -> dict[str, object]:

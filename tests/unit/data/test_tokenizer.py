@@ -18,7 +18,9 @@ CONTROLS = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "im
 def test_ids_by_name() -> None:
     library = tokenizers.Tokenizer.from_file(str(BUILT_IN / "tokenizer.json"))
     found = load_tokenizer(None, model())
-    assert {name: vars(found)[name] for name in CONTROLS} == {name: library.token_to_id(f"<|{name}|>") for name in CONTROLS}
+    assert {name: vars(found)[name] for name in CONTROLS} == {
+        name: library.token_to_id(f"<|{name}|>") for name in CONTROLS
+    }
     assert found.fingerprint == hashlib.sha256((BUILT_IN / "tokenizer.json").read_bytes()).hexdigest()
 
 
@@ -37,7 +39,9 @@ def test_added_token_that_is_not_special_still_works() -> None:
     assert not think["special"]
     found = tokenizer()
     assert found.encode("<think>") == [think["id"]]
-    assert think["id"] in found.encode("so <think>well<|im_end|>") and found.im_end not in found.encode("<think><|im_end|>")
+    assert think["id"] in found.encode("so <think>well<|im_end|>") and found.im_end not in found.encode(
+        "<think><|im_end|>"
+    )
 
 
 def test_travels_by_pickle() -> None:

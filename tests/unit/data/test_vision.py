@@ -35,7 +35,9 @@ def test_pixels_equal_torchvision_processors(name: str) -> None:
     frames = [decode(GOLDEN[f].tobytes()) for f in files]
     limits = PUBLISHED_LIMITS.override(*GOLDEN[f"{name}/limits"].tolist())
     size = frames[0].shape[:2]
-    grid = image_grid(*size, limits, VISION) if name.startswith("image") else video_grid(len(files), *size, limits, VISION)
+    grid = (
+        image_grid(*size, limits, VISION) if name.startswith("image") else video_grid(len(files), *size, limits, VISION)
+    )
     assert [list(grid)] == GOLDEN[f"{name}/grid"].tolist()
     np.testing.assert_array_equal(make_patches(frames, grid, VISION), GOLDEN[f"{name}/patches"])
 
@@ -138,10 +140,16 @@ def test_damaged_bytes_never_crash(data: st.DataObject, kind: str) -> None:
 
 def test_limits_from_processor_files(tmp_path: Path) -> None:
     assert read_limits(None) == read_limits(tmp_path) == PUBLISHED_LIMITS
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 7, "max_pixels": 99, "patch_size": 16}))
-    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 5, "longest_edge": 6}}))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"min_pixels": 7, "max_pixels": 99, "patch_size": 16})
+    )
+    (tmp_path / "video_preprocessor_config.json").write_text(
+        json.dumps({"size": {"shortest_edge": 5, "longest_edge": 6}})
+    )
     assert read_limits(tmp_path) == VisionLimits(7, 99, 5, 6)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4, 0.4, 0.4], "size": {"shortest_edge": "x"}}))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.4, 0.4, 0.4], "size": {"shortest_edge": "x"}})
+    )
     (tmp_path / "video_preprocessor_config.json").write_text("{")
     with pytest.raises(UserError) as error:
         read_limits(tmp_path)
