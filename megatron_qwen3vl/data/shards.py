@@ -159,7 +159,7 @@ def _tar_members(shard: Shard, damage: list[str]) -> Iterator[tuple[str, int, in
     total = shard.path.stat().st_size
     with open(shard.path, "rb") as file:
         try:
-            tar = tarfile.open(fileobj=file, mode="r:")
+            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
         except (tarfile.TarError, ValueError, ArithmeticError) as error:
             damage.append(f"{shard.path}: not a readable tar, all {total} bytes lost ({error})")
             return

@@ -76,6 +76,6 @@ def video_part(*frames: str, fps: float = 2.0) -> dict[str, object]:
     return {"type": "video", "frames": list(frames), "fps": fps}
 
 
-def source(folder, shards="data", limits: VisionLimits = LIMITS, cache=None, **settings) -> Source:  # noqa: ANN001, ANN003
+def source(folder, shards="data", limits: VisionLimits = LIMITS, cache=None, **settings) -> Source:
     config = SourceConfig(name="src", shards=shards, weight=1.0, **settings)
     return open_source(config, folder, tokenizer(), limits, model(), cache)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from megatron_qwen3vl.data.tokenizer import BUILT_IN, Tokenizer, load_tokenizer
+from megatron_qwen3vl.data.tokenizer import BUILT_IN, load_tokenizer
 from megatron_qwen3vl.errors import BadSample, UserError
 from tests.unit.data.shard_helpers import model, tokenizer
 
