@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "parity")]
 
 from convert_cases import Saved, config_of, save_reference
 from reference import KINDS, PLAIN, model_config, transformers_model
@@ -19,7 +15,7 @@ from megatron_qwen3vl.parallel.groups import Groups, shutdown, start_groups
 from megatron_qwen3vl.parallel.layout import Layout
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def groups() -> Iterator[Groups]:
     started = start_groups(Layout.from_config(PLAIN, 1), start_device("cpu"))
     yield started

@@ -1,0 +1,71 @@
+"""Four processes: each loads from a Hugging Face folder exactly the part that is its own, in every kind of layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from convert_cases import config_of, save_reference
+from reference import PLAIN, loss_config, ours_from_transformers, transformers_model
+from spawn import run_ranks
+
+from megatron_qwen3vl.config.schema import ModelConfig, ParallelConfig
+
+TP_PP = replace(PLAIN, tp=2, pp=2)
+LAYOUTS = {
+    "dense_tied": [TP_PP, replace(PLAIN, tp=2)],
+    "dense_untied": [TP_PP],
+    "moe": [
+        replace(PLAIN, tp=2, pp=2, sp=True),
+        replace(PLAIN, ep=4),
+        replace(PLAIN, tp=2, ep=2, sp=True),
+        replace(PLAIN, tp=2, ep=2, etp=2, sp=True),
+        replace(PLAIN, pp=2, ep=2),
+    ],
+}
+
+
+def load_layouts(model: ModelConfig, folder: Path, layouts: Sequence[ParallelConfig], whole: dict) -> list[set[str]]:
+    """In each process: per layout, load and compare with the shard that megatron-core's own marks describe."""
+    from megatron_qwen3vl.convert.hf import load_hf
+    from megatron_qwen3vl.model.build import build_model, global_parameters
+    from megatron_qwen3vl.parallel.device import start_device
+    from megatron_qwen3vl.parallel.groups import start_groups
+    from megatron_qwen3vl.parallel.layout import Layout
+
+    held = []
+    for parallel in layouts:
+        groups = start_groups(Layout.from_config(parallel, 4), start_device("cpu"))
+        chunks = build_model(model, parallel, groups, "float32", loss_config(), ("merger", "language"), seed=None)
+        inner = [chunk.module for chunk in chunks]
+        for chunk in inner:
+            for parameter in chunk.parameters():
+                parameter.data.fill_(float("nan"))
+        load_hf(chunks, model, folder, groups)
+        names = set()
+        for chunk in inner:
+            marks = chunk.pg_collection
+            for name, parameter in global_parameters(chunk):
+                group = marks.expt_tp if ".experts." in name else marks.tp
+                part = whole[name]
+                if parameter.tensor_model_parallel and group.size() > 1:
+                    pieces = part.chunk(group.size() * parameter.partition_stride, dim=parameter.partition_dim)
+                    part = torch.cat(pieces[group.rank() :: group.size()], dim=parameter.partition_dim)
+                assert torch.equal(parameter.data, part), (parallel, name)
+                names.add(name)
+        held.append(names)
+        groups.stop()
+    return held
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_each_rank_loads_its_part(kind: str, tmp_path: Path) -> None:
+    reference, model = transformers_model(config_of(kind)), config_of(kind)
+    folder = save_reference(reference, tmp_path / "hf", "float32", "60KB")
+    whole = {n: t.detach().clone() for n, t in ours_from_transformers(reference.state_dict(), model).items()}
+    ranks = run_ranks(load_layouts, 4, model, folder, LAYOUTS[kind], whole)
+    for number, layout in enumerate(LAYOUTS[kind]):
+        assert set().union(*(held[number] for held in ranks)) == whole.keys(), layout
