@@ -3,7 +3,7 @@
 A stage has V = global_batch_size lanes; lane l gives one pack to every global batch. Its stream is a pure function of
 (seed, stage, lane) and the sources, so every rank can plan every lane, and neither ranks nor workers matter.
 
-    source  : an endless sequence of turns g = 0, 1, 2, ...: sample permutation_epoch[g % n], epoch = g // n (shuffle.py)
+    source  : an endless sequence of turns g = 0, 1, 2, ...: sample permutation_epoch[g % n], epoch = g // n
     lane l  : takes the turns l, l + V, l + 2V, ... of every source; `taken` counts them
     mixing  : the next sample comes from the source that must be drawn soonest to keep its share of this lane's tokens
     packing : samples wait until `lookahead` tokens do, then packing.py chooses one pack
@@ -45,18 +45,18 @@ class SampleSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def key(self, index: int) -> str: ...
+    def key(self, row: int, /) -> str: ...
 
-    def reason(self, index: int) -> str: ...
+    def reason(self, row: int, /) -> str: ...
 
-    def read(self, index: int, pixels: bool) -> Sample: ...
+    def read(self, row: int, pixels: bool, /) -> Sample: ...
 
 
 class Planned(NamedTuple):
-    """A sample that has its place in a pack: ``index`` within ``source`` (a number), ``length`` in tokens."""
+    """A sample that has its place in a pack: number ``row`` of source number ``source``, ``length`` in tokens."""
 
     source: int
-    index: int
+    row: int
     length: int
 
 

@@ -38,7 +38,7 @@ class PackCost:
 
     def of(self, samples: Sequence[Planned], sources: Sequence[SampleSource]) -> float:
         lengths = np.array([sample.length for sample in samples], np.float64)
-        patches = sum(int(sources[sample.source].patches[sample.index]) for sample in samples)
+        patches = sum(int(sources[sample.source].patches[sample.row]) for sample in samples)
         return float(self.token * lengths.sum() + self.pair * (lengths**2).sum() + self.patch * patches)
 
 
@@ -60,7 +60,7 @@ class LoaderConfig:
 
 @dataclass(frozen=True)
 class Step:
-    """What `next` hands out. ``packs`` are this rank's, by ascending lane; the rest speaks of the whole global batch."""
+    """What `next` hands out: this rank's packs by ascending lane; all else is of the whole global batch."""
 
     packs: tuple[Pack, ...]
     keys_by_lane: tuple[tuple[str, ...], ...]
@@ -127,19 +127,17 @@ class Loader:
         plan = self._planned[0]
         samples = iter(self._read(plan))
         packs = tuple(
-            to_pack(
-                lane, [next(samples) for _ in plan.lanes[lane]], self._config.sequence_length, self._config.pad_id
-            )
+            to_pack(lane, [next(samples) for _ in plan.lanes[lane]], self._config.sequence_length, self._config.pad_id)
             for lane in plan.mine
         )
         sources = self._mixture.sources
-        keys = tuple(tuple(sources[sample.source].key(sample.index) for sample in lane) for lane in plan.lanes)
+        keys = tuple(tuple(sources[sample.source].key(sample.row) for sample in lane) for lane in plan.lanes)
         self._planned.popleft()
         self._used = plan.after
         return Step(packs, keys, plan.left_out)
 
     def state(self) -> dict[str, Any]:
-        """All lanes after the last step that `next` returned, JSON-able; what was only planned or read does not count."""
+        """All lanes after the last step that `next` returned, JSON-able; what is prefetched does not count."""
         return lane_state.encode(self._mixture, self._used)
 
     def close(self) -> None:
@@ -167,8 +165,7 @@ class Loader:
             return [self._pool.result(plan.first_task + place) for place in range(len(wanted))]
         sources, config = self._mixture.sources, self._config
         return [
-            read_planned(sources[source], index, length, config.pixels, config.pad_id)
-            for source, index, length in wanted
+            read_planned(sources[source], row, length, config.pixels, config.pad_id) for source, row, length in wanted
         ]
 
 

@@ -77,7 +77,7 @@ def _problems(entry: object) -> list[str]:
         problems.append(f".name: {name!r} must be letters, digits, '_', '.' and '-'")
     if "shards" in entry and not _are_shards(shards):
         problems.append(f".shards: {shards!r} must be a path, a pattern, an address or a list of them")
-    if "weight" in entry and not (_is_number(weight) and weight > 0 and math.isfinite(weight)):
+    if "weight" in entry and not _is_share(weight):
         problems.append(f".weight: {weight!r} must be a number greater than 0; take the source out to leave it unused")
     limits = {key: entry[key] for key in ("min_pixels", "max_pixels") if entry.get(key) is not None}
     wrong = [key for key, value in limits.items() if type(value) is not int or value < 1]
@@ -94,5 +94,5 @@ def _are_shards(value: object) -> bool:
     return bool(listed) and all(isinstance(item, str) and item for item in listed)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -43,7 +43,7 @@ def choose_pack(lengths: Sequence[int], sequence_length: int) -> list[int]:
 
 
 def _closest_sum(lengths: Sequence[int], room: int) -> list[int]:
-    """Places whose lengths have the largest possible sum of at most ``room``; among those, early places are preferred."""
+    """Places whose lengths have the largest possible sum of at most ``room``, early ones where there is a choice."""
     mask = (1 << room + 1) - 1
     sums = [1]  # bit n of sums[k]: n is a sum of some of the first k lengths
     for length in lengths:

@@ -3,17 +3,14 @@
 A line is {"source", "key", "reason", "stage", "step"}. Samples that failed keep their place in a pack and count as bad;
 samples that no pack can hold are named, but were never read and do not count.
 
-The counts are of the global batch and belong into the checkpoint (`Quarantine.state`), and `rewind` takes from the file
-what a resumed run will write again, so that each use of a sample stands there once.
+The counts are of the global batch and belong into the checkpoint (`Quarantine.state`), as does the length of the file,
+so that a resumed run counts and names each use of a sample once.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from megatron_qwen3vl.batch import Document
@@ -84,25 +81,3 @@ class Quarantine:
         """JSON-able, bounded by the number of sources."""
         reasons = {source: list(texts) for source, texts in self._reasons.items()}
         return {"read": self._read, "failed": dict(self._failed), "reasons": reasons}
-
-
-def append(path: Path, samples: Iterable[Quarantined]) -> None:
-    """One line per sample. Only one process may write."""
-    lines = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
-    if lines:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(lines)
-
-
-def rewind(path: Path, stage: str, step: int) -> None:
-    """Take out what was written after ``step`` of ``stage`` (0: all of it), and a line that a kill cut short."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-        entry = json.loads(line)
-        if not (entry["stage"] == stage and entry["step"] > step):
-            kept.append(line + "\n")
-    whole = path.with_suffix(".rewinding")
-    whole.write_text("".join(kept), encoding="utf-8")
-    os.replace(whole, path)

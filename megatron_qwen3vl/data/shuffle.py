@@ -1,7 +1,7 @@
 """A random order of n samples without a list of n numbers.
 
-A Feistel network is a bijection of the numbers of b bits for any round function. With b the bits of n - 1 its domain is
-less than twice n; an answer outside range(n) is sent through again until it falls inside (cycle walking), which keeps it
+A Feistel network is a bijection of the numbers of b bits for any round function. With b the bits of n - 1 its domain
+is less than twice n; an answer outside range(n) is sent through again until it falls inside (cycle walking), which keeps it
 a bijection of range(n) (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The round function is the
 finaliser of splitmix64. Everything is 64-bit integer arithmetic: the same on every machine and Python.
 """
@@ -37,7 +37,7 @@ class Shuffle:
         return cls(num_samples, int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little"))
 
     def index(self, turns: np.ndarray) -> np.ndarray:
-        """Turns g >= 0, int64 [k], in any order -> indices of samples, int64 [k]: permutation_epoch[g % n], epoch = g // n."""
+        """Turns g, int64 [k], in any order -> samples permutation_epoch[g % n], epoch = g // n, int64 [k]."""
         epoch, place = np.divmod(turns.astype(np.uint64), np.uint64(self.num_samples))
         tweak = _mix(_mix((epoch + np.uint64(1)) * _GOLDEN) + np.uint64(self.key))
         out = self._network(place, tweak)

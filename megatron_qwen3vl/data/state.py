@@ -1,7 +1,7 @@
 """The state of all lanes as JSON, and back: also when the mixture changed between two starts.
 
 Sources are known by name. The waiting samples of a lane, walked from the newest to the oldest, are one number each,
-(steps back from the turn before) x sources + source, written 7 bits to a byte: one or two bytes a sample at any position.
+(steps back from the turn before) x sources + source, 7 bits to a byte: one or two bytes a sample, at any position.
 """
 
 from __future__ import annotations

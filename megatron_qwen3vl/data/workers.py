@@ -1,6 +1,6 @@
 """Reading samples in worker processes.
 
-    submit(task, source, index, length) ->  [worker: Source.read]  -> result(task)
+    submit(number, source, row, length) ->  [worker: Source.read]  -> result(number)
 
 A thread of this process hands tasks to the workers and collects what they send; it holds only what was submitted, so
 whoever submits bounds the memory. Which worker reads a sample changes nothing about it. Arrays travel as raw bytes
@@ -20,6 +20,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import NamedTuple
@@ -41,7 +42,7 @@ class ReadError(RuntimeError):
 class Task(NamedTuple):
     number: int
     source: int
-    index: int
+    row: int
     length: int
     pixels: bool
 
@@ -61,12 +62,12 @@ def failed_sample(key: str, domain: str, length: int, pad_id: int, failure: str)
     )
 
 
-def read_planned(source: SampleSource, index: int, length: int, pixels: bool, pad_id: int) -> Sample:
+def read_planned(source: SampleSource, row: int, length: int, pixels: bool, pad_id: int) -> Sample:
     """A sample that has exactly the planned ``length``, failed if it came otherwise. Raises ReadError."""
     try:
-        sample = source.read(index, pixels)
+        sample = source.read(row, pixels)
     except Exception as error:
-        raise ReadError(f"sample {source.key(index)}: {type(error).__name__}: {error}") from error
+        raise ReadError(f"sample {source.key(row)}: {type(error).__name__}: {error}") from error
     if sample.failure is None and pixels and sample.patches is not None:
         expected = int(sample.grids.prod(axis=1).sum())
         if len(sample.patches) != expected:
@@ -146,10 +147,9 @@ class ReaderPool:
                 return
             task = self._todo.popleft()
             self._doing[connection].append(task)
-            try:
+            # a dead worker: the collecting thread finds out and says which sample it was reading
+            with suppress(OSError):
                 connection.send(task)
-            except OSError:
-                pass  # the worker is dead: the collecting thread finds out and says which sample it was reading
         if self._todo and not self._doing:
             for task in self._todo:
                 self._results[task.number] = ReadError("no worker process is left to read samples")
@@ -185,7 +185,7 @@ class ReaderPool:
             held = self._doing.pop(connection)
             if held:
                 task = held.popleft()
-                key = self._sources[task.source].key(task.index)
+                key = self._sources[task.source].key(task.row)
                 self._results[task.number] = ReadError(
                     f"sample {key}: the worker process reading it died (exit status {process.exitcode}); "
                     "memory may have run out, or a library crashed on this sample"
@@ -206,7 +206,7 @@ def _work(connection: Connection, sources: list[SampleSource], pad_id: int) -> N
             task = connection.recv()
             try:
                 result: Sample | ReadError = read_planned(
-                    sources[task.source], task.index, task.length, task.pixels, pad_id
+                    sources[task.source], task.row, task.length, task.pixels, pad_id
                 )
             except ReadError as error:
                 result = ReadError(f"{error}\n{traceback.format_exc()}")

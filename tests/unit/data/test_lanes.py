@@ -17,7 +17,7 @@ T = 64
 
 @st.composite
 def mixtures(draw: st.DrawFn) -> Mixture:
-    """Random sources (unusable and over-long samples among them), weights and number of lanes; samples up to T tokens."""
+    """Random sources (with unusable and over-long samples), weights and number of lanes."""
     length = st.one_of(st.integers(1, T), st.integers(-1, 2 * T))
     sources = []
     for number in range(draw(st.integers(1, 4))):
@@ -48,8 +48,8 @@ def test_nothing_lost_nothing_doubled_every_pack_within_its_length(mixture: Mixt
     steps, left_out = run(lanes, 20)
     for pack in chain(*steps):
         assert pack and sum(sample.length for sample in pack) <= T
-        assert all(sample.length == mixture.sources[sample.source].lengths[sample.index] for sample in pack)
-    packed = Counter((sample.source, sample.index) for pack in chain(*steps) for sample in pack)
+        assert all(sample.length == mixture.sources[sample.source].lengths[sample.row] for sample in pack)
+    packed = Counter((sample.source, sample.row) for pack in chain(*steps) for sample in pack)
     for number, source in enumerate(mixture.sources):
         # what was drawn: a run of turns without a hole in each lane, so epoch by epoch the source's samples, each once
         drawn: Counter[int] = Counter()
@@ -89,6 +89,16 @@ def test_shares_of_tokens_follow_the_weights(mixture: Mixture, lookahead: int) -
             tokens = lane.state().tokens
             for number, share in enumerate(mixture.shares):
                 assert abs(tokens[number] * mixture.all_shares - share * sum(tokens)) <= longest * mixture.all_shares
+
+
+def test_small_sources_do_not_hold_a_large_one_up() -> None:
+    """Drawing the source furthest behind would let the large one fall 1.4 samples behind here."""
+    mixture = Mixture([fake_source(name, *[8] * 9) for name in "abcd"], [1, 1, 1, 40], 0, "s0", 1, T)
+    (lane,) = lanes_of(mixture, T)
+    for _ in range(40):
+        run([lane], 1)
+        tokens = lane.state().tokens
+        assert abs(40 * sum(tokens) - 43 * tokens[3]) <= 43 * 8
 
 
 @settings(max_examples=20, deadline=None)
@@ -135,7 +145,7 @@ def test_a_lane_depends_on_seed_stage_and_its_number_only() -> None:
 def test_epochs_are_shuffled_anew() -> None:
     mixture = Mixture([fake_source("a", *[T] * 30)], [1], 0, "s0", 1, T)
     steps, _ = run(lanes_of(mixture, T), 60)
-    order = [pack[0].index for (pack,) in steps]
+    order = [pack[0].row for (pack,) in steps]
     assert sorted(order[:30]) == sorted(order[30:]) == list(range(30))
     assert order[:30] != order[30:]
 

@@ -188,17 +188,18 @@ def test_an_unequal_share_is_refused() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_exception_while_reading_names_the_sample(workers: int) -> None:
-    with loader(sources=[fake_source("a", 10, i0="raise")], workers=workers) as found:
-        with pytest.raises(ReadError, match="sample a/shard/0: OSError: disk on fire"):
-            found.next()
+    on_fire = pytest.raises(ReadError, match="sample a/shard/0: OSError: disk on fire")
+    with loader(sources=[fake_source("a", 10, i0="raise")], workers=workers) as found, on_fire:
+        found.next()
 
 
-def test_the_death_of_a_worker_names_the_sample() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_death_of_a_worker_names_the_sample(workers: int) -> None:
     sources = [fake_source("a", *[40] * 8, i4="die")]
-    with loader(sources=sources, workers=2, global_batch_size=1) as found:
-        with pytest.raises(ReadError, match=r"sample a/shard/4: the worker process reading it died \(exit status -9\)"):
-            for _ in range(8):
-                found.next()
+    dies = pytest.raises(ReadError, match=r"sample a/shard/4: the worker process reading it died \(exit status -9\)")
+    with loader(sources=sources, workers=workers, prefetch=8, global_batch_size=1) as found, dies:
+        for _ in range(8):
+            found.next()
 
 
 def test_closing_ends_the_workers_even_in_the_middle_of_a_read() -> None:

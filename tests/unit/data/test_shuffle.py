@@ -38,5 +38,6 @@ def test_the_order_is_spread_evenly() -> None:
 
 
 def test_the_order_never_changes_between_versions_of_the_code() -> None:
-    assert Shuffle.of(1234, "s2", "video", 10).index(np.arange(20)).tolist() == [1, 6, 5, 7, 8, 9, 0, 3, 2, 4, 9, 0, 8, 2, 3, 5, 7, 4, 1, 6]
-    assert Shuffle.of(0, "s0", "a", 10**11).index(np.array([0, 10**15])).tolist() == [98844041737, 96394569483]
+    small, large = Shuffle.of(1234, "s2", "video", 10), Shuffle.of(0, "s0", "a", 10**11)
+    assert small.index(np.arange(20)).tolist() == [1, 6, 5, 7, 8, 9, 0, 3, 2, 4, 9, 0, 8, 2, 3, 5, 7, 4, 1, 6]
+    assert large.index(np.array([0, 10**15])).tolist() == [98844041737, 96394569483]
