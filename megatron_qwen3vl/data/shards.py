@@ -85,7 +85,7 @@ def find_shards(spec: str | Sequence[str], base: Path) -> list[Shard]:
     for entry in entries:
         for path in _expand(entry, base, problems):
             if path.is_dir():
-                found = sorted(p for p in path.rglob("*.tar") if p.is_file())
+                found = sorted(p for p in path.rglob("*.tar") if p.is_file() and not p.name.startswith("."))
                 if not found and not any(_loose_files(path)):
                     problems.append(f"shards: {path} holds no .tar and no samples; name the folder of the shards")
                 paths += found or [path]

@@ -81,6 +81,9 @@ class Source:
 
         Returns:
             The sample, or a failed one (``failure``) of the planned length with no labels and no visual part.
+
+        Raises:
+            OSError: the shard itself can no longer be opened.
         """
         reason = self.reason(i)
         if reason:

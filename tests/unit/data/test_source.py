@@ -193,3 +193,12 @@ def test_inspect_page(tmp_path: Path) -> None:
         flat = " ".join(page.split())
         assert "samples 2" in flat and f"tokens {found.lengths.sum()}" in flat and "visual tokens 4" in flat
         assert "ocr 1" in flat and "cannot be used 1" in flat and "missing member 'content' or 'messages'" in flat
+
+
+def test_a_shard_that_is_gone_stops_the_run(tmp_path: Path) -> None:
+    """The same samples must come after a restart: trouble of the machine is not a bad sample."""
+    fill(tmp_path, [("0", {"txt": b"words"})])
+    found = source(tmp_path)
+    (tmp_path / "data/0.tar").unlink()
+    with pytest.raises(OSError, match="0.tar"):
+        found.read(0, pixels=False)
