@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from megatron_qwen3vl.batch import Sample
 from megatron_qwen3vl.data.lanes import Lane, Mixture
 from megatron_qwen3vl.data.packing import choose_pack
 
@@ -36,8 +37,14 @@ class Lengths:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def key(self, index: int) -> str:
-        return f"{self.name}/{index}"
+    def key(self, row: int) -> str:
+        return f"{self.name}/{row}"
+
+    def reason(self, row: int) -> str:
+        raise NotImplementedError
+
+    def read(self, row: int, pixels: bool) -> Sample:
+        raise NotImplementedError
 
 
 def carry_over(stream: Iterator[int], sequence_length: int, packs: int) -> str:
@@ -63,7 +70,8 @@ def carry_over(stream: Iterator[int], sequence_length: int, packs: int) -> str:
         arrived = [then for place, then in enumerate(arrived) if place not in gone]
     per_pack = seconds / packs * 10 * 1e3
     return (
-        f"{padding / packs / sequence_length:8.4%} padding  {per_pack.min():.3f} / {np.median(per_pack):.3f} ms a pack  "
+        f"{padding / packs / sequence_length:8.4%} padding  "
+        f"{per_pack.min():.3f} / {np.median(per_pack):.3f} ms a pack  "
         f"waiting: mean {np.mean(counts):.0f}, most {max(counts)} samples, longest {max(waits)} packs"
     )
 

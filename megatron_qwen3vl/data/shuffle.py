@@ -1,9 +1,9 @@
 """A random order of n samples without a list of n numbers.
 
 A Feistel network is a bijection of the numbers of b bits for any round function. With b the bits of n - 1 its domain
-is less than twice n; an answer outside range(n) is sent through again until it falls inside (cycle walking), which keeps it
-a bijection of range(n) (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The round function is the
-finaliser of splitmix64. Everything is 64-bit integer arithmetic: the same on every machine and Python.
+is less than twice n; an answer outside range(n) is sent through again until it falls inside (cycle walking), which
+keeps it a bijection of range(n) (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The round function
+is the finaliser of splitmix64. Everything is 64-bit integer arithmetic: the same on every machine and Python.
 """
 
 from __future__ import annotations
