@@ -116,6 +116,8 @@ def read_recipe(path: Path) -> tuple[Recipe, Any]:
     problems = [f"{path}: splits.{s}: unknown; splits are {', '.join(SPLITS)}" for s in recipe.splits if s not in SPLITS]
     if recipe.builder not in BUILDERS:
         problems.append(f"{path}: builder {recipe.builder}: unknown; builders are {', '.join(sorted(BUILDERS))}")
+    if recipe.samples_per_shard < 1:
+        problems.append(f"{path}: samples_per_shard: {recipe.samples_per_shard} must be at least 1")
     if problems:
         raise UserError(problems)
     return recipe, _typed(BUILDERS[recipe.builder].settings, dict(recipe.settings), path, "settings.")

@@ -16,7 +16,7 @@ from megatron_qwen3vl.recipes.grammar import READ_DIGITS
 from megatron_qwen3vl.recipes.record import png
 
 SEED = 20_000
-KIND = Kind(length=3, canvas=(64, 64), size=(14, 23), share=1.0)  # as in data_recipes/domains/digits.yaml
+KIND = Kind(length=3, canvas=(64, 32), size=(12, 23), share=1.0)  # as in data_recipes/domains/digits.yaml
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,106 @@
+"""data build: the same recipe makes the same bytes; the recipes and mixtures of the repository fit each other."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_qwen3vl.data.mixture import load_mixture
+from megatron_qwen3vl.errors import UserError
+from megatron_qwen3vl.recipes.build import build, read_recipe
+
+RECIPES = Path(__file__).parents[3] / "data_recipes"
+DOMAINS = sorted((RECIPES / "domains").glob("*.yaml"))
+MIXTURES = sorted((RECIPES / "mixtures").glob("*.yaml"))
+
+
+def small(recipe: Path, folder: Path, **changes: object) -> Path:
+    """A copy of a recipe with a few samples only."""
+    tree = yaml.safe_load(recipe.read_text()) | {"splits": {"train": 5, "held_out": 3}, "samples_per_shard": 2} | changes
+    folder.mkdir(exist_ok=True)
+    path = folder / recipe.name
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.tar"))}
+
+
+@pytest.mark.parametrize("recipe", [d for d in DOMAINS if d.stem != "long_video"], ids=lambda p: p.stem)
+def test_same_seed_same_bytes(recipe: Path, tmp_path: Path) -> None:
+    path = small(recipe, tmp_path / "recipe")
+    seen: list[tuple[int, int]] = []
+    summary = build(path, tmp_path / "a", lambda done, planned: seen.append((done, planned)))
+    build(path, tmp_path / "b")
+    build(small(recipe, tmp_path / "other", seed=99), tmp_path / "c")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(tmp_path / "a") != files(tmp_path / "c")
+    assert [(s.name, s.samples, len(s.shards)) for s in summary] == [("train", 5, 3), ("held_out", 3, 2)]
+    assert seen[-1] == (8, 8)
+
+
+@pytest.mark.parametrize("recipe", [d for d in DOMAINS if d.stem != "long_video"], ids=lambda p: p.stem)
+def test_every_sample_is_whole(recipe: Path, tmp_path: Path) -> None:
+    build(small(recipe, tmp_path / "recipe"), tmp_path / "out")
+    for shard in (tmp_path / "out").rglob("*.tar"):
+        with tarfile.open(shard) as tar:
+            names = set(tar.getnames())
+            for name in [n for n in names if n.endswith(".json")]:
+                file = tar.extractfile(name)
+                assert file is not None
+                body = json.loads(file.read())
+                used = {f"{name.removesuffix('.json')}.{media}" for media in media_of(body)}
+                assert used <= names
+                names -= used | {name}
+        assert not names, "files that no sample uses"
+
+
+def media_of(body: dict) -> list[str]:
+    assert set(body) in ({"content", "domain"}, {"messages", "domain"})
+    contents = [body["content"]] if "content" in body else [m["content"] for m in body["messages"]]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return [m for part in parts for m in ([part["image"]] if part["type"] == "image" else part.get("frames", []))]
+
+
+def test_rebuilding_leaves_nothing_of_the_old(tmp_path: Path) -> None:
+    recipe = RECIPES / "domains" / "digits.yaml"
+    build(small(recipe, tmp_path / "r"), tmp_path / "out")
+    build(small(recipe, tmp_path / "r", samples_per_shard=100), tmp_path / "out")
+    assert sorted(files(tmp_path / "out")) == ["held_out/00000.tar", "train/00000.tar"]
+
+
+@pytest.mark.parametrize("path", MIXTURES, ids=lambda p: p.stem)
+def test_mixtures_name_what_the_recipes_make(path: Path) -> None:
+    for source in load_mixture(path).sources:
+        built = (path.parent / str(source.shards)).resolve()
+        recipe, _ = read_recipe(RECIPES / "domains" / f"{built.parent.name}.yaml")
+        assert built.parent.parent == RECIPES.resolve() / "built"
+        assert built.name in recipe.splits
+        assert built.name == ("held_out" if path.stem.startswith("held_out") else "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"builder": "magic"}, "builder magic"),
+        ({"sead": 1}, "sead"),
+        ({"settings": {"minimum": 1}}, "settings.maximum"),
+        ({"splits": {"test": 3}}, "splits.test"),
+        ({"seed": "one"}, "seed"),
+        ({"samples_per_shard": 0}, "samples_per_shard"),
+    ],
+)
+def test_mistakes_are_named(changes: dict, named: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        build(small(RECIPES / "domains" / "text.yaml", tmp_path / "r", **changes), tmp_path / "out")
+    assert any(named in problem and "text.yaml" in problem for problem in error.value.problems)
+
+
+def test_a_missing_recipe_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no.yaml"):
+        build(tmp_path / "no.yaml", tmp_path / "out")
