@@ -93,7 +93,7 @@ def attend(
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         window = (-1, 0) if causal else (-1, -1)
         ends, longest = spans.cu_seqlens_q, spans.max_seqlen_q
-        return varlen_attn(
+        output = varlen_attn(
             query,
             key,
             value,
@@ -105,6 +105,8 @@ def attend(
             window_size=window,
             enable_gqa=query.shape[1] != key.shape[1],
         )
+        assert isinstance(output, torch.Tensor)
+        return output
     return _attend_by_runs(query, key, value, spans.lengths, causal, scale)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -69,9 +70,18 @@ def build_chunks(
             for stage in range(parallel.vpp)
         ]
     for chunk in chunks:
-        for parameter in chunk.parameters():
-            set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
+        _mark_parameters(chunk)
     return chunks
+
+
+def _mark_parameters(chunk: Qwen3VL) -> None:
+    """Complete the marks by which megatron-core reduces, clips and stores a parameter."""
+    for name, parameter in chunk.named_parameters():
+        set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
+        if ".experts." in name:
+            # megatron-core says so only where ep > 1. With etp < tp and ep = 1 it would then reduce experts' gradients
+            # over the data-parallel group, which leaves out tensor ranks that saw other tokens.
+            parameter.allreduce = False  # type: ignore[attr-defined]
 
 
 def module_of(name: str) -> str:
@@ -125,9 +135,8 @@ def initialize(chunks: Sequence[Qwen3VL], model: ModelConfig, seed: int) -> None
                     parameter.copy_(_draw(name, parameter, chunk.pg_collection, config.initializer_range, seed))
 
 
-def _draw(
-    name: str, parameter: torch.nn.Parameter, groups: ProcessGroupCollection, std: float, seed: int
-) -> torch.Tensor:
+def _draw(name: str, parameter: Any, groups: ProcessGroupCollection, std: float, seed: int) -> torch.Tensor:
+    """``parameter`` carries megatron-core's marks of how it is cut."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
     group = groups.expt_tp if ".experts." in name else groups.tp

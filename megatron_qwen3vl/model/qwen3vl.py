@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_qwen3vl.batch import Batch
 from megatron_qwen3vl.config.schema import ModelConfig
+from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.model.language import LanguageModel
 from megatron_qwen3vl.model.vision import VisionEncoder
 
@@ -50,6 +51,13 @@ class Qwen3VL(MegatronModule):
         if pre_process:
             self.vision = VisionEncoder(vision_config, model.vision_config, groups)
         self.language = LanguageModel(language_config, model, chunk_size, groups, pre_process, post_process, vp_stage)
+        num_layers, num_levels = len(self.language.decoder.layers), len(model.vision_config.deepstack_visual_indexes)
+        if pre_process and num_layers < num_levels:
+            # Levels beyond would be dropped in silence: they do not travel to the next chunk.
+            raise UserError(
+                f"parallel.pp and parallel.vpp leave {num_layers} layers on the first chunk, but the {num_levels} "
+                "DeepStack levels need one each; use fewer chunks"
+            )
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Token losses float32 [N], in the order of the batch's label positions, on the last chunk; else hidden states.

@@ -104,7 +104,9 @@ class VisionEncoder(MegatronModule):
         corners_p4d = self.position_table(indices) * weights[:, :, None]
         return corners_p4d.sum(1).to(self.patch_embed.weight.dtype)
 
-    def run_layer(self, layer: Layer, hidden: torch.Tensor, angles: torch.Tensor, spans: Spans) -> torch.Tensor:
+    def run_layer(
+        self, layer: torch.nn.Module, hidden: torch.Tensor, angles: torch.Tensor, spans: Spans
+    ) -> torch.Tensor:
         def run(hidden: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
             output, _ = layer(hidden, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=spans)
             return output
