@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 5.0
+WIDTH_OF_A_FILE = 130  # columns where the output is no terminal
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,17 @@ class StageSummary:
     failed_samples: int
 
 
+def console() -> Console:
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=WIDTH_OF_A_FILE)
+
+
 class Display:
     """Progress of one stage; silent on all ranks but the writer."""
 
     def __init__(self, stage: str, done: int, num_steps: int, enabled: bool) -> None:
         self._stage, self._done, self._num_steps, self._enabled = stage, done, num_steps, enabled
-        self._console = Console(highlight=False)
+        self._console = console()
         self._last_line, self._seconds = 0.0, 0.0
         self._first = done
         self._bar: Progress | None = None
@@ -99,4 +105,4 @@ def print_summary(summaries: Sequence[StageSummary]) -> None:
             str(row.skipped),
             str(row.failed_samples),
         )
-    Console().print(table)
+    console().print(table)
