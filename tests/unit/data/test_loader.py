@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 
 from megatron_qwen3vl.batch import IGNORE, Pack
+from megatron_qwen3vl.config.schema import SourceConfig
 from megatron_qwen3vl.data.lanes import Planned
 from megatron_qwen3vl.data.loader import Loader, LoaderConfig, PackCost, to_pack
+from megatron_qwen3vl.data.source import open_source
 from megatron_qwen3vl.data.workers import ReadError
 from megatron_qwen3vl.errors import UserError
 from tests.unit.data.fake_source import FakeSource, fake_source
+from tests.unit.data.shard_helpers import LIMITS, VISION, model, picture, tokenizer
 
 PAD = 999
 CONFIG = LoaderConfig(
@@ -265,3 +268,23 @@ def test_to_pack_without_padding_has_no_last_span() -> None:
     sample = SOURCES[0].read(9, True)
     pack = to_pack(3, [sample, sample], 2 * len(sample.input_ids), PAD)
     assert pack.cu_seqlens.tolist() == [0, 10, 20] and pack.num_padding == 0
+
+
+def test_shards_on_disk_through_workers(tmp_path: Path) -> None:
+    """The real source: pictures and text from a tar, the same from this process and from workers."""
+    for number in range(12):
+        (tmp_path / f"{number:02}.png").write_bytes(picture(64 + 32 * (number % 3), 96, seed=number))
+        (tmp_path / f"{number:02}.txt").write_text(f"picture number {number}")
+    (tmp_path / "05.png").write_bytes(picture(64, 96)[:200])
+    source = open_source(
+        SourceConfig("captions", str(tmp_path), 1.0), tmp_path, tokenizer(), LIMITS, model(), tmp_path / "cache"
+    )
+    config = replace(CONFIG, sequence_length=256, global_batch_size=2, pad_id=tokenizer().pad_id)
+    batches = []
+    for workers in (0, 2):
+        with closing(Loader(replace(config, workers=workers), [source], [1.0])) as found:
+            batches.append([[content(pack) for pack in found.next().packs] for _ in range(3)])
+            keys = found.next().keys_by_lane
+    assert batches[0] == batches[1]
+    assert all(key.startswith("captions/") for lane in keys for key in lane)
+    assert all(pack[-1][0][1] == VISION.patch_values for step in batches[0] for pack in step)
