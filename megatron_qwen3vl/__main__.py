@@ -1,4 +1,7 @@
-"""``python -m megatron_qwen3vl`` is ``megatron-qwen3vl``. The guard matters: checkpoint writers and data workers are spawned."""
+"""``python -m megatron_qwen3vl`` is ``megatron-qwen3vl``.
+
+The guard matters: checkpoint writers and data workers are spawned.
+"""
 
 import sys
 

@@ -139,7 +139,8 @@ def _data_build(arguments: list[str]) -> int:
     from megatron_qwen3vl.recipes.build import build
 
     for split in build(find_path(recipe), Path(out), _show_progress):
-        print(f"{out}/{split.name}: {split.samples:,} samples, {len(split.shards)} shards, {split.num_bytes / 1e6:.1f} MB")
+        size = f"{split.num_bytes / 1e6:.1f} MB"
+        print(f"{out}/{split.name}: {split.samples:,} samples, {len(split.shards)} shards, {size}")
     return DONE
 
 
@@ -163,7 +164,7 @@ def _data_inspect(arguments: list[str]) -> int:
 
 
 def _shards_and_tokenizer(command: str, arguments: list[str]) -> tuple[Path, Ingredients, ModelConfig]:
-    """``PATH [key=value ...]``: what counts tokens and pixels is found as for ``pretrain`` (model, tokenizer, run.init_from)."""
+    """``PATH [key=value ...]``: what counts tokens and pixels is found as for ``pretrain``, by its keys."""
     overrides, _ = _split([argument for argument in arguments if "=" in argument], ())
     (path,) = _positional(command, [argument for argument in arguments if "=" not in argument], ("PATH",))
 
@@ -172,7 +173,8 @@ def _shards_and_tokenizer(command: str, arguments: list[str]) -> tuple[Path, Ing
     from megatron_qwen3vl.train.prepare import with_model_of_origin
 
     config = with_model_of_origin(load_config(overrides))
-    return Path(path), find_ingredients(config.model, config.dtype, config.run.init_from, config.tokenizer), config.model
+    ingredients = find_ingredients(config.model, config.dtype, config.run.init_from, config.tokenizer)
+    return Path(path), ingredients, config.model
 
 
 def _show_progress(done: int, planned: int) -> None:

@@ -1,7 +1,7 @@
 """Every problem of a run that its configuration shows, told at once and before anything expensive.
 
-Each problem is one line: the key, what is wrong, what would be right. What a key's type forbids is ``load.py``'s to say;
-what a layout forbids is ``parallel/layout.py``'s, and arrives here as finished lines.
+Each problem is one line: the key, what is wrong, what would be right. What a key's type forbids is ``load.py``'s to
+say; what a layout forbids is ``parallel/layout.py``'s, and arrives here as finished lines.
 """
 
 from __future__ import annotations

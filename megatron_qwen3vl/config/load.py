@@ -2,8 +2,8 @@
 
     overrides -> parse each -> compose configs/*.yaml -> resolve interpolations -> plain dict -> dacite -> RunConfig
 
-Hydra and dacite stop at the first problem; here each override is tried on its own first, so that all problems come together.
-Nothing is written and the working directory stays.
+Hydra and dacite stop at the first problem; here each override is tried on its own first, so that all problems come
+together. Nothing is written and the working directory stays.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def load_evaluate_config(overrides: Sequence[str]) -> EvaluateConfig:
 
 
 def try_config(overrides: Sequence[str]) -> tuple[RunConfig | None, list[str]]:
-    """As ``load_config``, with the problems beside the configuration as it would be without the overrides at fault, so that
-    ``check.py`` can add its own. None when there is nothing to go on with."""
+    """As ``load_config``, with the problems beside the configuration as it would be without the overrides at fault, so
+    that ``check.py`` can add its own. None when there is nothing to go on with."""
     return _load("pretrain", RunConfig, overrides)
 
 
@@ -66,7 +66,7 @@ def _whole(answer: tuple[Schema | None, list[str]]) -> Schema:
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """One list of overrides per job of a ``--multirun``: the product of all choices, ranges and globs, in Hydra's order.
+    """One list of overrides per job of a ``--multirun``: the product of all choices and ranges, in Hydra's order.
     Raises UserError for overrides that do not parse."""
     parsed, problems = _parse(overrides)
     if problems:
@@ -108,8 +108,7 @@ def _load(name: str, schema: type[Schema], overrides: Sequence[str]) -> tuple[Sc
     with initialize_config_dir(config_dir=str(root), version_base=None):
         groups = {path.name for path in root.iterdir() if path.is_dir()}
         is_group = [override.key_or_group in groups for override in parsed]
-        chosen, group_problems = _usable(name, root, [], list(itertools.compress(parsed, is_group)))
-        base = compose(name, chosen)
+        chosen, group_problems, base = _usable(name, root, [], list(itertools.compress(parsed, is_group)))
         known = _keys(OmegaConf.to_container(base, resolve=False))
         values = []
         for override in itertools.compress(parsed, [not group for group in is_group]):
@@ -118,9 +117,9 @@ def _load(name: str, schema: type[Schema], overrides: Sequence[str]) -> tuple[Sc
                 values.append(override)
             else:
                 problems.append(problem)
-        usable, value_problems = _usable(name, root, chosen, values)
+        _, value_problems, composed = _usable(name, root, chosen, values)
         problems += group_problems + value_problems
-        tree = _resolve(compose(name, usable), problems)
+        tree = _resolve(composed, problems)
         fallback = _resolve(base, [])
     return _build(schema, tree, fallback, problems), problems
 
@@ -138,19 +137,19 @@ def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
 
 def _usable(
     name: str, root: Path, before: Sequence[str], overrides: Sequence[Override]
-) -> tuple[list[str], list[str]]:
-    """``before`` and those of the overrides that Hydra takes; one problem for each of the others. The common case, all of
-    them, costs one composition."""
+) -> tuple[list[str], list[str], DictConfig]:
+    """``before`` and those of the overrides that Hydra takes, one problem for each of the others, and what those taken
+    compose to. The common case, all of them, costs one composition."""
     lines = [_line(override) for override in overrides]
     try:
-        compose(name, [*before, *lines])
-        return [*before, *lines], []
+        return [*before, *lines], [], compose(name, [*before, *lines])
     except (HydraException, OmegaConfBaseException):
         pass
     usable, problems = list(before), []
+    composed = compose(name, usable)
     for override, line in zip(overrides, lines, strict=True):
         try:
-            compose(name, [*usable, line])
+            composed = compose(name, [*usable, line])
             usable.append(line)
         except (HydraException, OmegaConfBaseException) as error:
             choices = sorted(path.stem for path in (root / override.key_or_group).glob("*.yaml"))
@@ -158,7 +157,7 @@ def _usable(
                 problems.append(f"{line}: choose {override.key_or_group} out of {', '.join(choices)}")
             else:
                 problems.append(f"{line}: {_first_line(error)}")
-    return usable, problems
+    return usable, problems, composed
 
 
 def _value_problem(known: Sequence[str], override: Override) -> str | None:
@@ -209,14 +208,15 @@ def _first_line(error: Exception) -> str:
 
 
 def _build(schema: type[Schema], tree: Tree, fallback: Tree, problems: list[str]) -> Schema | None:
-    """The dataclass; every wrong value goes to ``problems`` and is replaced by the default so that the search goes on."""
+    """The dataclass. Every wrong value goes to ``problems`` and is replaced by the default; the search goes on."""
     while True:
         try:
             return dacite.from_dict(schema, tree, _DACITE)
         except dacite.WrongTypeError as error:
             path = (error.field_path or "").split(".")
             wrong, default = _get(tree, path), _get(fallback, path)
-            problem = f"{'.'.join(path)}: expected {_describe(error.field_type)}, got {json.dumps(wrong, default=str)}"
+            shown = json.dumps(wrong, default=str)
+            problem = f"{'.'.join(path)}: expected {_describe(error.field_type)}, got {shown}"
         except dacite.MissingValueError as error:
             path = (error.field_path or "").split(".")
             wrong, default = None, _get(fallback, path)
@@ -226,8 +226,8 @@ def _build(schema: type[Schema], tree: Tree, fallback: Tree, problems: list[str]
             return None
         if not any(problem.startswith(f"{'.'.join(path)}:") for problem in problems):
             problems.append(problem)
-        if wrong == default and type(wrong) is type(default):  # the files themselves are wrong: there is nothing to go on with
-            return None
+        if wrong == default and type(wrong) is type(default):
+            return None  # the files themselves are wrong
         _get(tree, path[:-1])[path[-1]] = default
 
 

@@ -1,4 +1,4 @@
-"""The configuration as frozen dataclasses; made once by ``load.py`` from Hydra's tree, read everywhere, changed nowhere.
+"""The configuration as frozen dataclasses: made once by ``load.py`` from Hydra's tree, read everywhere, never changed.
 
 The YAML under ``configs/`` lists every key with its default; nothing has a default here.
 The model section keeps the names of Hugging Face's ``config.json``, so that either can build the model.

@@ -21,7 +21,7 @@ class Place:
 
 
 def read_place(environment: Mapping[str, str]) -> Place:
-    """torchrun's variables, else those of a Slurm step, else a single process. Raises UserError when some are missing."""
+    """torchrun's variables, else those of a Slurm step, else a single process. Raises UserError if some are missing."""
     if "RANK" in environment or "WORLD_SIZE" in environment:
         missing = [name for name in ("RANK", "WORLD_SIZE") if name not in environment]
         if missing:

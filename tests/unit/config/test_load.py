@@ -47,7 +47,8 @@ def test_without_keys_it_is_the_demonstration() -> None:
 @pytest.mark.parametrize("model", ["tiny", "tiny_moe", "2b", "4b", "8b", "32b", "30b_a3b", "235b_a22b"])
 def test_model_is_its_file(model: str) -> None:
     text = load_config([f"model={model}"]).model.text_config
-    assert text.hidden_size == yaml.safe_load((CONFIGS / f"model/{model}.yaml").read_text())["text_config"]["hidden_size"]
+    tree = yaml.safe_load((CONFIGS / f"model/{model}.yaml").read_text())
+    assert text.hidden_size == tree["text_config"]["hidden_size"]
 
 
 @pytest.mark.parametrize("layout", names("parallel"))
