@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-
 from convert_cases import Saved, config_of, save_reference
 from reference import KINDS, PLAIN, model_config, transformers_model
 
