@@ -3,9 +3,9 @@
 megatron-core assumes CUDA, and in places Transformer Engine. Each function below gives the answers it needs where one
 of them is missing; which call wants which answer is noted beside it. On CUDA nothing of torch is touched.
 
-Not answered here, because it is a setting: with gloo a pipeline that overlaps its messages (``overlap_p2p_comm``, needed
-for vpp) must keep ``deallocate_pipeline_outputs`` off. gloo reads a tensor while it is being sent, and megatron frees it
-before that; losses then become wrong or NaN, now and then.
+Not answered here, because it is a setting: with gloo a pipeline that overlaps its messages (``overlap_p2p_comm``,
+needed for vpp) must keep ``deallocate_pipeline_outputs`` off. gloo reads a tensor while it is being sent, and megatron
+frees it before that; losses then become wrong or NaN, now and then.
 """
 
 from __future__ import annotations

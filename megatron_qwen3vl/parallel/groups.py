@@ -33,8 +33,8 @@ T = TypeVar("T")
 class Groups:
     """This process's place in the grid, and its group of each axis.
 
-    ``model_parallel`` holds the ranks that work on the same packs (tp x cp x pp; megatron's group of that name leaves cp
-    out), ``dp_cp`` those that hold the same parameters. On one pipeline rank both ``is_first_stage`` and
+    ``model_parallel`` holds the ranks that work on the same packs (tp x cp x pp; megatron's group of that name leaves
+    cp out), ``dp_cp`` those that hold the same parameters. On one pipeline rank both ``is_first_stage`` and
     ``is_last_stage`` hold.
     """
 

@@ -44,7 +44,7 @@ class Layout:
     def problems(self, model: ModelConfig, stage: StageConfig, stage_name: str) -> list[str]:
         """Why this layout cannot run this stage of this model: one line each, naming the key; empty when it can.
 
-        The rules are megatron-core 0.16.1's and our model's. ``stage_name`` (s0 ... s3) is for the keys in the messages.
+        The rules are megatron-core 0.16.1's and our model's. ``stage_name`` (s0 ... s3) is for the messages' keys.
         """
         key = _Keys(stage, stage_name)
         return self._too_small(key) or [
@@ -81,8 +81,8 @@ class Layout:
         dense = self.tp * self.pp * self.cp
         if self.world_size % dense:
             yield (
-                f"{key('tp')}={self.tp}: tp x pp x cp = {self.tp} x {self.pp} x {self.cp} = {dense} does not divide the "
-                f"{self.world_size} processes; lower one of them or start a multiple of {dense} processes"
+                f"{key('tp')}={self.tp}: tp x pp x cp = {self.tp} x {self.pp} x {self.cp} = {dense} does not divide "
+                f"the {self.world_size} processes; lower one of them or start a multiple of {dense} processes"
             )
         expert = self.etp * self.ep * self.pp
         if self.world_size % expert:
@@ -148,8 +148,8 @@ class Layout:
             )
         elif chunks > 1 and layers // chunks < levels:
             yield (
-                f"{key('pp')}={self.pp}: the first of pp x vpp = {chunks} parts has {layers // chunks} of {layers} layers, "
-                f"but the {levels} DeepStack levels must lie in it; lower pp or vpp"
+                f"{key('pp')}={self.pp}: the first of pp x vpp = {chunks} parts has {layers // chunks} of {layers} "
+                f"layers, but the {levels} DeepStack levels must lie in it; lower pp or vpp"
             )
 
     def _batch_problems(self, key: _Key, stage: StageConfig, stage_name: str) -> Iterable[str]:
@@ -171,8 +171,8 @@ class Layout:
         if tokens % shards:
             parts = f"tp x cp = {self.tp} x {self.cp}" if self.sp else f"cp = {self.cp}"
             yield (
-                f"stages.{stage_name}.sequence_length={stage.sequence_length}: x micro_batch_size {micro} = {tokens} tokens "
-                f"do not divide by {parts}; use a multiple of {shards}"
+                f"stages.{stage_name}.sequence_length={stage.sequence_length}: x micro_batch_size {micro} = {tokens} "
+                f"tokens do not divide by {parts}; use a multiple of {shards}"
             )
         if self.dp < 1:
             return  # said by the grid's rule
@@ -184,8 +184,8 @@ class Layout:
             )
         elif self.vpp > 1 and (total // group) % self.pp:
             yield (
-                f"{key('vpp')}={self.vpp}: interleaving needs the {total // group} micro-batches of a step to be a multiple "
-                f"of pp={self.pp}; change stages.{stage_name}.global_batch_size or micro_batch_size, or use vpp=1"
+                f"{key('vpp')}={self.vpp}: interleaving needs the {total // group} micro-batches of a step to be a "
+                f"multiple of pp={self.pp}; change stages.{stage_name}.global_batch_size or micro_batch_size, or use vpp=1"
             )
 
 

@@ -45,6 +45,8 @@ FORMAT = 1
 STATE = "state.json"
 TENSORS = "tensors"
 _NAME = re.compile(r"step_\d{8}")
+_REFUSALS = (CheckpointingException, torch_checkpoint.api.CheckpointException)
+_DAMAGE = (OSError, EOFError, KeyError, pickle.UnpicklingError)
 _INDEX_NAMES = {
     "collections.OrderedDict",
     "pathlib.PosixPath",
@@ -111,18 +113,20 @@ def load_checkpoint(
     state = from_first_rank(lambda: _checked_state(folder))
     tensors = str(folder / TENSORS)
     tree = _sharded_tree(chunks, optimizer, groups, is_loading=True)
-    begun = _begin_absent_moments(tree, dist_checkpointing.load_tensors_metadata(tensors)) if optimizer else False
+    begun = False
     try:
+        if optimizer is not None:
+            begun = _begin_absent_moments(tree, dist_checkpointing.load_tensors_metadata(tensors))
         loaded = dist_checkpointing.load(tree, tensors)
-    except (CheckpointingException, torch_checkpoint.api.CheckpointException) as error:
-        reason = str(error).strip().splitlines()[-1][:300] if str(error).strip() else type(error).__name__
-        raise UserError(f"{folder}: does not fit this model ({reason}); use the model it was written from") from error
+    except (*_REFUSALS, *_DAMAGE) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
+        raise UserError(f"{folder}: damaged, or another model's ({reason}); use another checkpoint") from error
     if optimizer is not None:
         _load_optimizer(optimizer, loaded["optimizer"])
     # After the optimizer: in float32 its masters are the weights themselves.
     for key, chunk in _named_chunks(chunks):
         chunk.load_state_dict(loaded[key])
-    if begun:
+    if optimizer is not None and begun:
         optimizer.reload_model_params()
     return state
 

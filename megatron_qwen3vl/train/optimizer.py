@@ -54,6 +54,8 @@ def build_optimizer(chunks: Sequence[torch.nn.Module], optimizer: OptimizerConfi
     assert isinstance(built, ChainedOptimizer), "megatron-core 0.16 always chains"
     for group in built.param_groups:
         group["weight_decay"] = optimizer.weight_decay * group["wd_mult"]
+    for part in _real_parts(built):
+        part.init_state_fn(part.optimizer)  # a checkpoint needs moments even when every step so far was refused
     return built
 
 

@@ -161,8 +161,6 @@ def _config(layout: Layout, shape: Shape) -> TransformerConfig:
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=shape.bfloat16,
-        use_cpu_initialization=True,
-        perform_initialization=False,
         add_bias_linear=False,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
