@@ -90,6 +90,8 @@ class StageRun:
 
     def fit(self) -> StageSummary:
         """Run to the stage's last step. Raises Stopped after saving when a signal asked for it."""
+        for sentence in self.parts.loader.changes:
+            self.display.say(f"{self.name}: {sentence}")
         try:
             while self.progress.step < self.stage.num_steps:
                 row, stop = self.step()
