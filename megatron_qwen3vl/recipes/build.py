@@ -113,7 +113,9 @@ def read_recipe(path: Path) -> tuple[Recipe, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping with {', '.join(_keys(Recipe))}")
     recipe = _typed(Recipe, tree, path, "")
-    problems = [f"{path}: splits.{s}: unknown; splits are {', '.join(SPLITS)}" for s in recipe.splits if s not in SPLITS]
+    problems = [
+        f"{path}: splits.{s}: unknown; splits are {', '.join(SPLITS)}" for s in recipe.splits if s not in SPLITS
+    ]
     if recipe.builder not in BUILDERS:
         problems.append(f"{path}: builder {recipe.builder}: unknown; builders are {', '.join(sorted(BUILDERS))}")
     if recipe.samples_per_shard < 1:

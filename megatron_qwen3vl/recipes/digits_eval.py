@@ -1,4 +1,4 @@
-"""Can the model see? Held-out pictures of three handwritten digits, and the same questions with another picture's pixels.
+"""Can the model see? Held-out pictures of three handwritten digits, and the same with another picture.
 
 A model that reads gets most of the first right; with exchanged pictures it can only be right by chance (0.001).
 The handwritten digits are in no training picture.
@@ -50,7 +50,7 @@ def questions(count: int) -> tuple[Question, ...]:
 
 
 def score(asked: Sequence[Question], answers: Sequence[str]) -> Score:
-    """``answers``: what the model wrote, in the order of ``asked``; anything after the first three characters is ignored."""
+    """``answers``: what the model wrote, in the order of ``asked``; only the first three characters count."""
     given = [answer.strip()[:3] for answer in answers]
     exact = [g == q.answer for g, q in zip(given, asked, strict=True)]
     right = [a == b for g, q in zip(given, asked, strict=True) for a, b in zip(g.ljust(3), q.answer, strict=True)]

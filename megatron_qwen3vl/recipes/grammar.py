@@ -60,5 +60,7 @@ def corpus(subjects: Sequence[str]) -> Iterator[str]:
             yield scene_sentence(things, subject)
         for direction in DIRECTIONS:
             yield f"{appears_sentence(name, 2.0)} {moves_sentence(name, direction)}"
-        yield f"user\n{READ_DIGITS}\nassistant\n{digits_sentence('123')}\nuser\n{DESCRIBE}\nassistant\n{DESCRIBE_VIDEO}\n"
+        yield f"user\n{READ_DIGITS}\nassistant\n{digits_sentence('123')}\nuser\n{DESCRIBE}\n" + (
+            f"assistant\n{DESCRIBE_VIDEO}\n"
+        )
         yield "<3.0 seconds><00:00:03>"

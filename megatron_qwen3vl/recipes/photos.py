@@ -45,7 +45,7 @@ def load_photo(name: str, held_out: bool) -> np.ndarray:
 
 
 def random_crop(rng: np.random.Generator, photo: np.ndarray, width: int, height: int) -> np.ndarray:
-    """A crop of the canvas's shape at a random place and scale (up to the whole photo), resized to uint8 [height, width, 3]."""
+    """A crop at a random place and scale (up to the whole photo), resized to uint8 [height, width, 3]."""
     largest = min(photo.shape[1] / width, photo.shape[0] / height)
     scale = float(rng.uniform(1.0, largest)) if largest > 1 else largest
     crop_width, crop_height = round(width * scale), round(height * scale)

@@ -58,7 +58,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
-    """``pixels`` uint8 [height, width, 3]. For photographs; without chroma subsampling, which would blur small shapes."""
+    """``pixels`` uint8 [height, width, 3]. Without chroma subsampling, which would blur small shapes."""
     return _encode(pixels, "JPEG", quality=90, subsampling=0)
 
 

@@ -20,7 +20,9 @@ MIXTURES = sorted((RECIPES / "mixtures").glob("*.yaml"))
 
 def small(recipe: Path, folder: Path, **changes: object) -> Path:
     """A copy of a recipe with a few samples only."""
-    tree = yaml.safe_load(recipe.read_text()) | {"splits": {"train": 5, "held_out": 3}, "samples_per_shard": 2} | changes
+    tree = (
+        yaml.safe_load(recipe.read_text()) | {"splits": {"train": 5, "held_out": 3}, "samples_per_shard": 2} | changes
+    )
     folder.mkdir(exist_ok=True)
     path = folder / recipe.name
     path.write_text(yaml.safe_dump(tree, sort_keys=False))

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import re
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,12 @@ def said(body: dict) -> list[str]:
     return [message["content"].strip() for message in body["messages"] if message["role"] == "assistant"]
 
 
+scans = cache(load_digits)
+
+
 def nearest_digit(crop: np.ndarray) -> int:
     """Nearest neighbour among scikit-learn's digits of a picture's crop, float [h, w]."""
-    known = load_digits()
+    known = scans()
     small = np.asarray(Image.fromarray(crop.astype(np.uint8)).resize((8, 8), Image.Resampling.BOX), float)
     small = (small - small.min()) / max(np.ptp(small), 1) * 16
     return int(known.target[((known.images - small) ** 2).sum((1, 2)).argmin()])
@@ -77,7 +81,7 @@ def test_places_and_sizes_are_random() -> None:
     boxes = [digits.draw(np.random.default_rng(n), KIND, 0.0, False).box for n in range(200)]
     assert len({b[0] for b in boxes}) > 15 and len({b[1] for b in boxes}) > 12
     assert {b[3] - b[1] for b in boxes} == set(range(KIND.size[0], KIND.size[1] + 1))
-    assert all(0 <= b[0] and b[2] <= KIND.canvas[0] and 0 <= b[1] and b[3] <= KIND.canvas[1] for b in boxes)
+    assert all(b[0] >= 0 and b[2] <= KIND.canvas[0] and b[1] >= 0 and b[3] <= KIND.canvas[1] for b in boxes)
 
 
 def test_captions_name_the_colour_and_the_place() -> None:
