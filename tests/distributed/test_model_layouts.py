@@ -90,6 +90,7 @@ def run_layouts(
         )
         sizes: Sizes = {}
         for chunk in inner:
+            _check_stored_shapes(chunk, weights)
             for name, parameter in global_parameters(chunk):
                 reference = own_part(expected[name], parameter, group_of[".experts." in name]).double()
                 error = (parameter.main_grad.double() - reference).norm().item()
@@ -97,6 +98,15 @@ def run_layouts(
         results.append(sizes)
         groups.stop()
     return results
+
+
+def _check_stored_shapes(chunk: Any, whole: dict[str, torch.Tensor]) -> None:
+    """What a checkpoint would hold of the ViT: whole tensors, cut along the tensor axis and not copied."""
+    stored = chunk.sharded_state_dict()
+    for name, parameter in chunk.named_parameters():
+        if name.startswith("vision."):
+            assert tuple(stored[name].global_shape) == tuple(whole[name].shape), name
+            assert tuple(stored[name].local_shape) == tuple(parameter.shape), name
 
 
 def _finalize(reduce: Any, chunks: Any, num_tokens: Any = None, **rest: Any) -> None:
