@@ -9,4 +9,4 @@ for argument in "$@"; do
     case "$argument" in run.dir=*) run_dir="${argument#run.dir=}" ;; esac
 done
 torchrun --standalone --nproc-per-node "${PROCESSES:-2}" -m megatron_qwen3vl pretrain "$@"
-python -m megatron_qwen3vl.train.read_digits "$run_dir"
+python -m megatron_qwen3vl.demo "$run_dir"
