@@ -124,9 +124,9 @@ def patch_coordinates(
     Patches come in merge blocks (block row, block column, row and column inside the block), frame after frame;
     transformers' ``get_vision_position_ids``.
     """
+    total = int(grids.prod(dim=1).sum())  # before the move: no wait for the device
     grids = grids.to(device, non_blocking=True)
     counts = grids.prod(dim=1)
-    total = int(counts.sum())
     sizes = torch.repeat_interleave(grids[:, 1:], counts, dim=0, output_size=total)
     starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts, output_size=total)
     within = (torch.arange(total, device=device) - starts) % sizes.prod(dim=1)

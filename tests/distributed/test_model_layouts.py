@@ -24,7 +24,7 @@ PP = replace(ref.PLAIN, pp=2)
 DP = ref.PLAIN
 LAYOUTS = {
     "dense_tied": [TP, SP, PP, DP],
-    "dense_untied": [TP, SP, PP, replace(SP, recompute="full", vision_recompute="full")],
+    "dense_untied": [TP, SP, replace(PP, vpp=2), replace(SP, recompute="full", vision_recompute="full")],
     "moe": [SP, PP, replace(DP, ep=2), replace(SP, ep=2), replace(SP, etp=2, recompute="selective")],
 }
 Sizes = dict[str, tuple[float, float]]  # per tensor: ||g - g'||^2 and ||g'||^2 of this rank's part

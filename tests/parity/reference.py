@@ -31,14 +31,14 @@ def loss_config(exponent: float = 0.5, aux_coefficient: float | None = 0.0, chun
 
 
 def model_config(kind: str) -> ModelConfig:
-    """Head widths that are no powers of two; two DeepStack levels in 4 layers or three in 6: two pipeline ranks fit."""
+    """Head widths that are no powers of two; two DeepStack levels in 8 layers (four chunks) or three in 6 (two)."""
     experts = 4 if kind == "moe" else 0
     return ModelConfig(
         text_config=TextConfig(
             vocab_size=VOCABULARY,
             hidden_size=64,
             intermediate_size=88,
-            num_hidden_layers=4 if kind == "dense_untied" else 6,
+            num_hidden_layers=8 if kind == "dense_untied" else 6,
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=24,
