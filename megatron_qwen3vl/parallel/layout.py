@@ -185,7 +185,7 @@ class Layout:
         elif self.vpp > 1 and (total // group) % self.pp:
             yield (
                 f"{key('vpp')}={self.vpp}: interleaving needs the {total // group} micro-batches of a step to be a "
-                f"multiple of pp={self.pp}; change stages.{stage_name}.global_batch_size or micro_batch_size, or use vpp=1"
+                f"multiple of pp={self.pp}; change stages.{stage_name}.global_batch_size, or use vpp=1"
             )
 
 

@@ -44,6 +44,7 @@ from megatron_qwen3vl.parallel.groups import Groups, from_first_rank
 FORMAT = 1
 STATE = "state.json"
 TENSORS = "tensors"
+SHARDING = "fully_reshardable"
 _NAME = re.compile(r"step_\d{8}")
 _REFUSALS = (CheckpointingException, torch_checkpoint.api.CheckpointException)
 _DAMAGE = (OSError, EOFError, KeyError, pickle.UnpicklingError)
@@ -111,21 +112,23 @@ def load_checkpoint(
     is missing, incomplete, foreign or of another model.
     """
     state = from_first_rank(lambda: _checked_state(folder))
-    tensors = str(folder / TENSORS)
+    source = str(folder / TENSORS)
     tree = _sharded_tree(chunks, optimizer, groups, is_loading=True)
     begun = False
     try:
         if optimizer is not None:
-            begun = _begin_absent_moments(tree, dist_checkpointing.load_tensors_metadata(tensors))
-        loaded = dist_checkpointing.load(tree, tensors)
+            begun = _begin_absent_moments(tree, dist_checkpointing.load_tensors_metadata(source))
+        loaded = dist_checkpointing.load(tree, source)
     except (*_REFUSALS, *_DAMAGE) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
         raise UserError(f"{folder}: damaged, or another model's ({reason}); use another checkpoint") from error
+    weights = {key: loaded[key] for key, _ in _named_chunks(chunks)}
+    if begun:  # in float32 the masters are the weights, and zeros stand for those that the checkpoint lacks
+        weights = {key: {name: _copy(value) for name, value in tensors.items()} for key, tensors in weights.items()}
     if optimizer is not None:
-        _load_optimizer(optimizer, loaded["optimizer"])
-    # After the optimizer: in float32 its masters are the weights themselves.
+        _load_optimizer(optimizer, loaded)
     for key, chunk in _named_chunks(chunks):
-        chunk.load_state_dict(loaded[key])
+        chunk.load_state_dict(weights[key])
     if optimizer is not None and begun:
         optimizer.reload_model_params()
     return state
@@ -204,23 +207,30 @@ def _named_chunks(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torc
 def _sharded_tree(
     chunks: Sequence[torch.nn.Module], optimizer: ChainedOptimizer | None, groups: Groups, is_loading: bool
 ) -> dict[str, Any]:
+    """What megatron-core saves or loads: sharded tensors by chunk, those of the optimizer, and its step count.
+
+    Only tensors and the step come from the optimizer. The rest of its state (how many parts it has, their groups)
+    belongs to a layout: with ep=1 the experts are part of the first optimizer, else they have their own.
+    """
     metadata = {
-        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_sharding_type": SHARDING,
         "distrib_optim_fully_reshardable_mem_efficient": False,
         "chained_optim_avoid_prefix": True,
         "dp_cp_group": groups.dp_cp,
     }
     tree = {key: chunk.sharded_state_dict(metadata=metadata) for key, chunk in _named_chunks(chunks)}
     if optimizer is not None:
-        tree["optimizer"] = optimizer.sharded_state_dict(tree, is_loading, metadata=metadata)
+        parts = [part.sharded_state_dict(tree, is_loading, metadata=metadata) for part in optimizer.chained_optimizers]
+        tree["optimizer"] = {f"part{index}": part["param_state"] for index, part in enumerate(parts)}
+        tree["optimizer_step"] = max(group["step"] for group in optimizer.param_groups)
     return tree
 
 
 def _begin_absent_moments(tree: dict[str, Any], saved: Mapping[str, object]) -> bool:
     """Replace what the checkpoint has no moments of by zeros; whether there was any."""
     begun = False
-    for part in _parts(tree["optimizer"]):
-        for entry in part["param_state"].values():
+    for part in tree["optimizer"].values():
+        for entry in part.values():
             if all(sharded.key not in saved for sharded in entry.values()):
                 begun = True
                 for name, sharded in entry.items():
@@ -228,20 +238,23 @@ def _begin_absent_moments(tree: dict[str, Any], saved: Mapping[str, object]) -> 
     return begun
 
 
-def _load_optimizer(optimizer: ChainedOptimizer, loaded: dict) -> None:
-    """Hand over moments and step count; everything else of the groups is the present configuration's."""
-    for part, own in zip(_parts(loaded), optimizer.chained_optimizers, strict=True):
-        step = max(group["step"] for group in part["optimizer"]["param_groups"])
+def _load_optimizer(optimizer: ChainedOptimizer, loaded: dict[str, Any]) -> None:
+    """Hand over masters, moments and step count; everything else of the groups is the present configuration's."""
+    parts = loaded.get("optimizer", {})  # megatron drops what is empty, as on a rank whose parameters are all frozen
+    step = loaded.get("optimizer_step", 0)  # absent where weights alone were saved
+    for index, own in enumerate(optimizer.chained_optimizers):
         present = own.state_dict()["optimizer"]["param_groups"]
-        part["optimizer"]["param_groups"] = [{**group, "step": step} for group in present]
-    optimizer.load_state_dict(loaded)
+        own.load_state_dict(
+            {
+                "optimizer": {"param_groups": [{**group, "step": step} for group in present]},
+                "param_state": parts.get(f"part{index}", {}),
+                "param_state_sharding_type": SHARDING,
+            }
+        )
 
 
-def _parts(optimizer_tree: dict) -> list[dict]:
-    """One tree per chained optimizer; a single one is not wrapped, and experts have their own."""
-    if "param_state" in optimizer_tree:
-        return [optimizer_tree]
-    return [optimizer_tree[index] for index in sorted(optimizer_tree)]
+def _copy(value: object) -> object:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _checked_state(folder: Path) -> dict[str, Any]:

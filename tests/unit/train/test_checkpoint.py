@@ -123,16 +123,16 @@ def test_moments_begin_at_zero_for_what_was_frozen(groups: Groups, bfloat16: boo
 
 def whole_state(folder: str) -> dict[str, bytes]:
     """Every tensor of a checkpoint, whole, with the step count: independent of the layout that wrote it."""
-    import numpy as np
     from megatron.core import dist_checkpointing
 
     tensors = dist_checkpointing.load_plain_tensors(f"{folder}/tensors")
-    common = dist_checkpointing.load_common_state_dict(f"{folder}/tensors")["optimizer"]
-    found = {key: np.asarray(value).tobytes() for key, value in tensors.items() if isinstance(value, torch.Tensor)}
-    parts = [common] if "optimizer" in common else [common[key] for key in sorted(common)]
-    steps = {group["step"] for part in parts for group in part["optimizer"]["param_groups"]}
-    assert len(steps) == 1
-    return {**found, "step": str(steps.pop()).encode()}
+    step = dist_checkpointing.load_common_state_dict(f"{folder}/tensors")["optimizer_step"]
+    found = {
+        key: value.flatten().view(torch.uint8).numpy().tobytes()
+        for key, value in tensors.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return {**found, "step": str(step).encode()}
 
 
 def chain(root: str, layouts: list[dict], shape: Shape) -> None:
