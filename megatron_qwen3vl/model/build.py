@@ -81,7 +81,7 @@ def _mark_parameters(chunk: Qwen3VL) -> None:
         if ".experts." in name:
             # megatron-core says so only where ep > 1. With etp < tp and ep = 1 it would then reduce experts' gradients
             # over the data-parallel group, which leaves out tensor ranks that saw other tokens.
-            parameter.allreduce = False  # type: ignore[attr-defined]
+            parameter.allreduce = False
 
 
 def module_of(name: str) -> str:
