@@ -1,0 +1,37 @@
+"""Sharing out packs: every pack once, equal counts, never worse than the longest-first bound."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_qwen3vl.parallel.balance import assign_packs
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    ranks=st.integers(1, 8),
+    room=st.integers(1, 6),
+    costs=st.lists(st.floats(0.0, 1e6, allow_nan=False), min_size=48, max_size=48),
+)
+def test_every_pack_once_in_equal_counts(ranks: int, room: int, costs: list[float]) -> None:
+    costs = costs[: ranks * room]
+    shared = assign_packs(costs, ranks)
+    assert [len(packs) for packs in shared] == [room] * ranks
+    assert sorted(index for packs in shared for index in packs) == list(range(len(costs)))
+    assert all(packs == sorted(packs) for packs in shared)
+    assert shared == assign_packs(costs, ranks)
+    heaviest = max(sum(costs[index] for index in packs) for packs in shared)
+    groups_of_largest = sum(sorted(costs, reverse=True)[i * ranks] for i in range(room))  # one of each layer
+    assert heaviest <= groups_of_largest * (1 + 1e-9) + 1e-9
+
+
+def test_longest_first() -> None:
+    assert assign_packs([5, 4, 3, 2], 2) == [[0, 3], [1, 2]]
+    assert assign_packs([1, 1, 1, 1], 4) == [[0], [1], [2], [3]]
+
+
+def test_unequal_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 packs"):
+        assign_packs([1.0, 2.0, 3.0], 2)
