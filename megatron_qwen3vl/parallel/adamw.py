@@ -34,7 +34,7 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         assert closure is None, "megatron-core calls step without a closure"
         for group in self.param_groups:
             group["step"] += 1  # empty groups too: after resharding they may hold parameters
@@ -45,7 +45,7 @@ class AdamW(torch.optim.Optimizer):
         for param in params:
             if not self.state[param]:
                 self.state[param] = {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
-        grads = [param.grad for param in params]
+        grads = [param.grad for param in params if param.grad is not None]
         first = [self.state[param]["exp_avg"] for param in params]
         second = [self.state[param]["exp_avg_sq"] for param in params]
         beta1, beta2 = group["betas"]

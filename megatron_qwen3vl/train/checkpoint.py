@@ -36,6 +36,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     mcore_to_pyt_state_dict,
 )
 from megatron.core.optimizer import ChainedOptimizer
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.utils import unwrap_model
 
 from megatron_qwen3vl.errors import UserError
@@ -199,7 +200,7 @@ class _DirectWriter(SaveShardedStrategy):
         )
 
 
-def _named_chunks(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Module]]:
+def _named_chunks(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, MegatronModule]]:
     for index, chunk in enumerate(chunks):
         yield (f"model{index}" if len(chunks) > 1 else "model"), unwrap_model(chunk)
 
