@@ -122,7 +122,7 @@ def _overrides(scale: LearningRateScale) -> dict[ParamKey, ParamGroupOverride]:
 
         key = ParamKey(with_name_predicate=ParamWithNamePredicate(module, belongs))
         # The type does not list lr_mult, but every group has it and checkpoints tell groups apart by it.
-        overrides[key] = {"lr_mult": factor}  # type: ignore[typeddict-item, typeddict-unknown-key]
+        overrides[key] = {"lr_mult": factor}
     return overrides
 
 
