@@ -96,7 +96,8 @@ def collate(packs: Sequence[Pack], exponent: float, device: torch.device) -> Bat
 
     A sample with n_i labels weighs n_i^(-exponent) per label (docs/loss.md); one without labels weighs nothing.
     """
-    cu_seqlens, visual, documents, owner, padding, weights = [np.zeros(1, np.int32)], [], [], [], [], []
+    cu_seqlens, visual, owner, padding, weights = [np.zeros(1, np.int32)], [], [], [], []
+    documents: list[Document] = []
     offset = 0
     for pack in packs:
         length = len(pack.input_ids)

@@ -11,9 +11,10 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class WeightFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
-        self._open: dict[str, BinaryIO] = {}
+        self._open: dict[str, BufferedReader] = {}
         files = _file_names(folder)
         for file in files:
             self.tensors.update(_read_header(folder / file))
@@ -177,4 +178,4 @@ def write_index(path: Path, weight_map: Mapping[str, str], total_parameters: int
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

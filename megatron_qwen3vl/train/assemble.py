@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.transformer.moe import moe_utils
 
@@ -28,13 +29,12 @@ from megatron_qwen3vl.train.forward import prepare_schedule
 from megatron_qwen3vl.train.ingredients import Ingredients
 from megatron_qwen3vl.train.optimizer import build_optimizer
 
-
 INDEX_FOLDER = "index"  # under run.dir: indexes of shards that came without
 
 
 @dataclass(frozen=True)
 class StageParts:
-    chunks: Sequence[torch.nn.Module]
+    chunks: Sequence[DistributedDataParallel]
     optimizer: MegatronOptimizer
     loader: Loader
     domains: Sequence[str]

@@ -110,10 +110,10 @@ def find_start(config: RunConfig, tokenizer: str) -> Start:
     else:
         folder = Path(config.run.resume)
         if not is_checkpoint(folder):
-            raise UserError(f"run.resume={folder}: not a complete checkpoint folder (…/checkpoints/<stage>/step_<8 digits>)")
+            raise UserError(f"run.resume={folder}: no complete checkpoint (…/checkpoints/<stage>/step_<8 digits>)")
         state = read_state(folder)
         if "stage" not in state:
-            raise UserError(f"run.resume={folder}: holds imported weights, no run; begin from it with run.init_from={folder}")
+            raise UserError(f"run.resume={folder}: holds imported weights, no run; use run.init_from={folder}")
         _refuse_to_overtake(run_dir, folder, state)
     wrong = differences(config, state["sections"], tokenizer)
     if wrong:

@@ -1,10 +1,10 @@
-"""What a run takes from beside its weights: the model's shape, the tokenizer, the pixel limits, the files that travel."""
+"""What a run takes from beside its weights: the tokenizer, the pixel limits, the files that travel."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_qwen3vl.config.schema import ModelConfig

@@ -90,7 +90,8 @@ def _clock(seconds: float) -> str:
 
 def print_summary(summaries: Sequence[StageSummary]) -> None:
     table = Table(title="pre-training")
-    for column in ("stage", "steps", "sequence", "tokens", "first loss", "last loss", "tokens/s", "time", "skipped", "bad"):
+    columns = ("stage", "steps", "sequence", "tokens", "first loss", "last loss", "tokens/s", "time", "skipped", "bad")
+    for column in columns:
         table.add_column(column, justify="left" if column == "stage" else "right")
     for row in summaries:
         table.add_row(

@@ -7,7 +7,10 @@ from types import FrameType
 
 
 class StopSignal:
-    """``requested`` becomes true at SIGTERM, SIGINT or SIGUSR1 (Slurm's warning); a second SIGINT interrupts at once."""
+    """``requested`` becomes true at SIGTERM, SIGINT or SIGUSR1 (Slurm's warning).
+
+    A second SIGINT interrupts at once.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

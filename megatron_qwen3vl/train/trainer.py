@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 from megatron_qwen3vl.batch import Batch, Pack, collate
 from megatron_qwen3vl.config.schema import RunConfig
 from megatron_qwen3vl.data.quarantine import Quarantine, Quarantined, failed_documents, left_out_samples
@@ -135,6 +134,7 @@ class StageRun:
         progress.step, progress.total_steps = number, progress.total_steps + 1
         loss = losses.loss if counts.normaliser > 0 else None
         self._remember(counts, loss)
+        seconds = time.perf_counter() - began
         row = {
             "stage": self.name,
             "step": number,
@@ -153,10 +153,10 @@ class StageRun:
             "padding_fraction": counts.padding / (counts.padding + counts.tokens),
             "skipped": progress.skipped_in_a_row > 0,
             "domains": losses.domains,
-            "seconds": time.perf_counter() - began,
+            "seconds": seconds,
         }
         progress.tokens += counts.tokens
-        progress.seconds += row["seconds"]
+        progress.seconds += seconds
         failed = self._failed(data.packs, counts)
         left_out = left_out_samples(data.left_out, self.name, number)
         self.records.step(row, keys, [*failed, *left_out], progress.total_steps)
@@ -200,15 +200,16 @@ class StageRun:
     def _require(self, check: GradientCheck) -> None:
         problems = check.finish()
         self.progress.checked = sorted({*self.progress.checked, *check.modules})
-        everywhere = [p for rank in gather_objects(problems) for p in rank]
+        everywhere = sorted({problem for rank in gather_objects(problems) for problem in rank})
         if everywhere:
-            raise RunFailed("the gradient check of the first step failed: " + "; ".join(sorted(set(everywhere))[:20]))
+            raise RunFailed("the gradient check of the first step failed: " + "; ".join(everywhere[:20]))
 
     def _skip(self, reason: str, keys: Sequence[str]) -> None:
         self.progress.skipped += 1
         self.progress.skipped_in_a_row += 1
         self.records.skipped(self.name, self.progress.step + 1, reason, keys)
-        self.display.say(f"{self.name} step {self.progress.step + 1}: skipped, {reason} (skipped.jsonl names the samples)")
+        step = self.progress.step + 1
+        self.display.say(f"{self.name} step {step}: skipped, {reason} (skipped.jsonl names the samples)")
         if self.progress.skipped_in_a_row > self.config.guard.max_skipped_steps:
             raise RunFailed(
                 f"{self.progress.skipped_in_a_row} steps in a row were skipped ({reason}); "
@@ -254,7 +255,8 @@ class StageRun:
             "files": self.records.lengths(),
         }
         folder = root / f"step_{self.progress.step:08d}"
-        save_checkpoint(folder, self.parts.chunks, self.parts.optimizer, state, self.groups, files=self.parts.side_files)
+        parts = self.parts
+        save_checkpoint(folder, parts.chunks, parts.optimizer, state, self.groups, files=parts.side_files)
         if self.groups.is_writer:
             prune(root, self.config.checkpoint.keep)
         return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_qwen3vl.config.schema import RunConfig
+from megatron_qwen3vl.data.source import Source
 from megatron_qwen3vl.parallel.device import Device
 from megatron_qwen3vl.parallel.groups import Groups
 from megatron_qwen3vl.train.assemble import INDEX_FOLDER, StageParts, open_sources
@@ -17,7 +18,7 @@ class Validation:
         self, config: RunConfig, stage: str, ingredients: Ingredients, parts: StageParts, groups: Groups, device: Device
     ) -> None:
         self._config, self._stage, self._parts, self._groups, self._device = config, stage, parts, groups, device
-        self._sources = []
+        self._sources: list[Source] = []
         if config.validation.mixture is not None and config.validation.every > 0:
             self._sources, _ = open_sources(
                 config.validation.mixture, config.model, ingredients, Path(config.run.dir) / INDEX_FOLDER

@@ -15,11 +15,11 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-
 from faults_data import OVERRIDES, STEPS, make_mixture
 
 WALL_CLOCK = {"seconds"}
@@ -98,7 +98,13 @@ def _at_a_hand_over(run: Path, before: int) -> bool:
     return len(steps) > before and steps[-1]["step"] == STEPS and steps[-1]["stage"] != "s3"
 
 
-def _kill_when(context: multiprocessing.context.BaseContext, run: Path, ready: Callable[[], bool], delay: float) -> bool:
+def _has_stepped(run: Path, before: int) -> bool:
+    return len(_rows(run, "metrics.jsonl")) > before
+
+
+def _kill_when(
+    context: multiprocessing.context.BaseContext, run: Path, ready: Callable[[], bool], delay: float
+) -> bool:
     """Start the run, kill it ``delay`` seconds after ``ready``; False when it came to its end before that."""
     process = context.Process(target=_train, args=([*OVERRIDES, f"run.dir={run}"],))
     process.start()
@@ -139,8 +145,10 @@ def test_killed_runs_equal_an_uninterrupted_one(
             inside += _kill_when(context, run, lambda a=left: bool(_unfinished(run) - a), draw.uniform(0.0, 0.05))
         elif hand_overs < 2:
             hand_overs += _kill_when(context, run, lambda b=before: _at_a_hand_over(run, b), draw.uniform(0.0, 0.8))
-        elif not _kill_when(context, run, lambda b=before: len(_rows(run, "metrics.jsonl")) > b, draw.uniform(0.0, 0.6)):
-            break
+        else:
+            stepped = partial(_has_stepped, run, before)
+            if not _kill_when(context, run, stepped, draw.uniform(0.0, 0.6)):
+                break
         kills += 1
     process = context.Process(target=_train, args=([*OVERRIDES, f"run.dir={run}"],))
     process.start()
