@@ -1,6 +1,6 @@
 """One self-contained HTML page about a run: no network, no script, readable on a phone, light or dark.
 
-    read_run (files.py) -> render: summary, tables.py, curves.py -> report.html
+read_run (files.py) -> render: summary, tables.py, curves.py -> report.html
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(run_dir)
     target, new = run_dir / "report.html", run_dir / ".report.html.new"
     try:
-        new.write_text(render(run), encoding="utf-8")
+        new.write_text(render(run), encoding="utf-8", errors="replace")  # a key may hold bytes that are not UTF-8
         os.replace(new, target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error}); mend the folder's rights or free the disk") from error

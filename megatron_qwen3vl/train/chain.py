@@ -85,7 +85,7 @@ def differences(config: RunConfig, saved: dict, tokenizer: str) -> list[str]:
 def checkpoints(run_dir: Path) -> list[tuple[Path, dict]]:
     """All complete checkpoints of a run, oldest first by the number of updates behind them."""
     found = [
-        (folder, read_state(folder))
+        (folder, _state_of_a_run(folder))
         for folder in sorted((run_dir / "checkpoints").glob("*/step_????????"))
         if is_checkpoint(folder)
     ]
@@ -111,9 +111,7 @@ def find_start(config: RunConfig, tokenizer: str) -> Start:
         folder = Path(config.run.resume)
         if not is_checkpoint(folder):
             raise UserError(f"run.resume={folder}: no complete checkpoint (…/checkpoints/<stage>/step_<8 digits>)")
-        state = read_state(folder)
-        if "stage" not in state:
-            raise UserError(f"run.resume={folder}: holds imported weights, no run; use run.init_from={folder}")
+        state = _state_of_a_run(folder)
         _refuse_to_overtake(run_dir, folder, state)
     wrong = differences(config, state["sections"], tokenizer)
     if wrong:
@@ -123,14 +121,29 @@ def find_start(config: RunConfig, tokenizer: str) -> Start:
     return place(config, folder, state)
 
 
+def _state_of_a_run(folder: Path) -> dict:
+    state = read_state(folder)
+    if "stage" not in state:
+        raise UserError(f"{folder}: holds imported weights, no run; begin with run.init_from={folder}")
+    return state
+
+
 def _refuse_to_overtake(run_dir: Path, folder: Path, state: dict) -> None:
-    """Going back inside a run would leave later checkpoints that no longer belong to it."""
+    """Going back inside a run, or into another run's folder, would leave checkpoints that no longer belong to it."""
+    present = checkpoints(run_dir)
+    if not folder.resolve().is_relative_to(run_dir.resolve()):
+        if present:
+            raise UserError(
+                f"run.resume={folder}: {run_dir} holds another run already, up to {present[-1][0].name}; "
+                "run.resume=auto goes on with that one, or choose another run.dir"
+            )
+        return
     later = [
         path
-        for path, other in checkpoints(run_dir)
+        for path, other in present
         if (other["total_steps"], other["step"]) > (state["total_steps"], state["step"])
     ]
-    if folder.resolve().is_relative_to(run_dir.resolve()) and later:
+    if later:
         raise UserError(
             f"run.resume={folder}: {later[-1]} is newer and would be left behind; "
             "name another run.dir (the run branches off there), or move the newer checkpoints away"
@@ -138,10 +151,14 @@ def _refuse_to_overtake(run_dir: Path, folder: Path, state: dict) -> None:
 
 
 def place(config: RunConfig, folder: Path, state: dict) -> Start:
-    """Inside a stage the run goes on there; at a stage's end, or in a stage not named, the next one begins."""
+    """Inside a stage the run goes on there; at its end the next one begins.
+
+    After a stage that this job does not name, its first stage begins that the weights have not been through.
+    """
     stages = config.run.stages
     if state["stage"] not in stages:
-        return Start(0, folder, None)
+        ahead = [index for index, name in enumerate(stages) if name not in state["sections"]["stages"]]
+        return Start(ahead[0] if ahead else len(stages), folder, None)
     index = stages.index(state["stage"])
     if state["step"] >= config.stages[state["stage"]].num_steps:
         return Start(index + 1, folder, None)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,9 @@ class RunFiles:
             self._files[name] = handle
 
     def write(self, name: str, row: Mapping[str, Any]) -> None:
-        self._files[name].write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        text = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
+        # a file name inside a tar need not be UTF-8: its stray bytes become JSON escapes
+        self._files[name].write(text.encode(errors="backslashreplace") + b"\n")
         self._files[name].flush()
 
     def lengths(self) -> dict[str, int]:
@@ -41,6 +44,15 @@ class RunFiles:
     def close(self) -> None:
         for handle in self._files.values():
             handle.close()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no nan: they become null, however deep."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 class WandbLog:

@@ -15,6 +15,7 @@ from megatron_qwen3vl.model.flops import count_parameters
 from megatron_qwen3vl.parallel.device import Device, start_device
 from megatron_qwen3vl.parallel.groups import from_first_rank, is_first_rank, join, shutdown, start_groups, world_size
 from megatron_qwen3vl.parallel.layout import Layout, resolve
+from megatron_qwen3vl.report.page import write_report
 from megatron_qwen3vl.train.assemble import build_stage
 from megatron_qwen3vl.train.chain import Start, find_start
 from megatron_qwen3vl.train.checkpoint import latest_checkpoint, read_state
@@ -47,8 +48,10 @@ def pretrain(config: RunConfig) -> None:
     finally:
         stop.restore()
         shutdown()
-    if summaries and config.log.progress and is_first_rank():
-        print_summary(summaries)
+    if is_first_rank():
+        write_report(Path(config.run.dir))
+        if summaries and config.log.progress:
+            print_summary(summaries)
 
 
 def _run_stages(
