@@ -6,6 +6,8 @@ one variable-length flash call for all spans).
 
     query [T, 1, N, H], key and value [T, 1, G, H]  ->  [T, 1, N * H]        N query heads, G key/value heads
 
+Queries and keys are turned by the spans' rotary angles first.
+
 Context parallelism has its seam in ``PackedAttention.forward``: exchange before ``attend``, and back after it.
 """
 
@@ -23,20 +25,33 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.attention.varlen import varlen_attn
 
+from megatron_qwen3vl.model.rotary import rotate
+
 
 @dataclass
 class Spans(PackedSeqParams):
-    """Span boundaries in the shape that megatron-core passes through to core attention.
+    """Span boundaries and rotary angles, in the shape that megatron-core passes through to core attention.
 
-    ``qkv_format`` stays "sbhd": megatron-core then applies our per-token rotary angles directly instead of looping over
-    documents ("thd"). ``lengths`` is the CPU's copy of the boundaries (kernels launch by it).
+    ``qkv_format`` stays "sbhd": megatron-core then leaves the batch axis where it is. ``lengths`` is the CPU's copy of
+    the boundaries (kernels launch by it); ``cosine`` and ``sine`` [T, 1, H / 2] are in the type of queries and keys,
+    None where nothing is turned.
     """
 
     lengths: tuple[int, ...] = ()
+    cosine: torch.Tensor | None = None
+    sine: torch.Tensor | None = None
 
 
-def make_spans(lengths: tuple[int, ...], device: torch.device) -> Spans:
-    """Spans of these lengths, one after another; empty ones are dropped."""
+def make_spans(
+    lengths: tuple[int, ...],
+    device: torch.device,
+    angles: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Spans:
+    """Spans of these lengths, one after another; empty ones are dropped.
+
+    ``angles`` float32 [T, H / 2] are the rotary angles of every token; their cosine and sine are rounded to ``dtype``.
+    """
     lengths = tuple(length for length in lengths if length)
     ends = torch.tensor((0, *itertools.accumulate(lengths)), dtype=torch.int32).to(device, non_blocking=True)
     longest = max(lengths, default=0)
@@ -47,6 +62,8 @@ def make_spans(lengths: tuple[int, ...], device: torch.device) -> Spans:
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
         lengths=lengths,
+        cosine=None if angles is None else angles.cos()[:, None].to(dtype),
+        sine=None if angles is None else angles.sin()[:, None].to(dtype),
     )
 
 
@@ -80,9 +97,11 @@ class PackedAttention(MegatronModule):
         packed_seq_params: Spans | None = None,
     ) -> torch.Tensor:
         assert packed_seq_params is not None and attention_mask is None and attention_bias is None
-        output_tnh = attend(
-            query.squeeze(1), key.squeeze(1), value.squeeze(1), packed_seq_params, self.causal, self.scale
-        )
+        spans = packed_seq_params
+        query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
+        if spans.cosine is not None and spans.sine is not None:
+            query, key = rotate(query, spans.cosine, spans.sine), rotate(key, spans.cosine, spans.sine)
+        output_tnh = attend(query, key, value, spans, self.causal, self.scale)
         return output_tnh.reshape(query.shape[0], 1, -1)
 
 

@@ -136,8 +136,9 @@ class LanguageModel(GPTModel):
             attention_mask=None,
             context=levels,
             context_mask=index,
-            rotary_pos_emb=angles,
-            packed_seq_params=make_spans(tuple(batch.cu_seqlens.diff().tolist()), angles.device),
+            packed_seq_params=make_spans(
+                tuple(batch.cu_seqlens.diff().tolist()), angles.device, angles, self.config.params_dtype
+            ),
             padding_mask=padding_mask[None, :],
         )
 
@@ -145,16 +146,16 @@ class LanguageModel(GPTModel):
         """Cross entropy float32 [N] at the label positions of ``labels`` [T], in their order.
 
         The head runs over ``chunk_size`` labels at a time and again in the backward, so that T x vocabulary never
-        stands in memory. Without a label the result is empty and still gives zero gradients.
+        stands in memory; the last chunk, with which the backward begins, keeps its logits. Without a label the result
+        is empty and still gives zero gradients.
         """
         hidden_td = self._whole_sequence(hidden)
         positions = (labels != IGNORE).nonzero().squeeze(1)
         hidden_nd, labels_n = hidden_td[positions], labels[positions]
-        pieces = zip(hidden_nd.split(self.chunk_size), labels_n.split(self.chunk_size), strict=True)
         weight = self.head_weight()
-        return torch.cat(
-            [checkpoint(_head, *piece, weight, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
-        )
+        *pieces, last = zip(hidden_nd.split(self.chunk_size), labels_n.split(self.chunk_size), strict=True)
+        losses = [checkpoint(_head, *piece, weight, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+        return torch.cat([*losses, _head(*last, weight)])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [T, vocabulary] of every position; for tests and small inputs only."""

@@ -83,11 +83,11 @@ class VisionEncoder(MegatronModule):
         rows, columns, sizes = patch_coordinates(grids, vision.spatial_merge_size, patches.device)
         angles = vision_angles(rows, columns, vision.hidden_size // vision.num_heads, vision.rope_theta)
         per_frame = tuple(h * w for t, h, w in grids.tolist() for _ in range(t))
-        spans = make_spans(per_frame, patches.device)
+        spans = make_spans(per_frame, patches.device, angles, self.config.params_dtype)
         hidden_p1d = (self.embed(patches) + self.positions(rows, columns, sizes)).unsqueeze(1)
         tapped: dict[int, torch.Tensor] = {}
         for index, layer in enumerate(self.layers):
-            hidden_p1d = self.run_layer(layer, hidden_p1d, angles, spans)
+            hidden_p1d = self.run_layer(layer, hidden_p1d, spans)
             if index in vision.deepstack_visual_indexes:
                 tapped[index] = hidden_p1d.squeeze(1)
         return hidden_p1d.squeeze(1), [tapped[index] for index in vision.deepstack_visual_indexes]
@@ -104,16 +104,14 @@ class VisionEncoder(MegatronModule):
         corners_p4d = self.position_table(indices) * weights[:, :, None]
         return corners_p4d.sum(1).to(self.patch_embed.weight.dtype)
 
-    def run_layer(
-        self, layer: torch.nn.Module, hidden: torch.Tensor, angles: torch.Tensor, spans: Spans
-    ) -> torch.Tensor:
-        def run(hidden: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-            output, _ = layer(hidden, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=spans)
+    def run_layer(self, layer: torch.nn.Module, hidden: torch.Tensor, spans: Spans) -> torch.Tensor:
+        def run(hidden: torch.Tensor) -> torch.Tensor:
+            output, _ = layer(hidden, attention_mask=None, packed_seq_params=spans)
             return output
 
         if self.config.recompute_granularity == "full" and self.training and hidden.requires_grad:
-            return tensor_parallel.checkpoint(run, False, hidden, angles)
-        return run(hidden, angles)
+            return tensor_parallel.checkpoint(run, False, hidden)
+        return run(hidden)
 
 
 def patch_coordinates(
