@@ -143,9 +143,9 @@ def _stage(key: str, stage: StageConfig) -> Iterator[str]:
 
 
 def _optimizer(key: str, optimizer: OptimizerConfig) -> Iterator[str]:
-    yield from _above(f"{key}.lr", optimizer.lr, 0.0)
+    yield from _between(f"{key}.lr", optimizer.lr, 0.0, math.inf)
     yield from _between(f"{key}.min_lr", optimizer.min_lr, 0.0, math.inf)
-    if optimizer.min_lr > optimizer.lr:
+    if optimizer.min_lr > optimizer.lr and optimizer.schedule != "constant":
         yield f"{key}.min_lr={optimizer.min_lr}: above {key}.lr={optimizer.lr}"
     for beta in optimizer.betas:
         if not 0.0 <= beta < 1.0:

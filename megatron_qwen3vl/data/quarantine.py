@@ -43,6 +43,11 @@ def left_out_samples(left_out: Iterable[LeftOut], stage: str, step: int) -> list
     return [Quarantined(sample.source, sample.key, sample.reason, stage, step) for sample in left_out]
 
 
+def lost_parts(source: str, damage: Iterable[str], stage: str, step: int) -> list[Quarantined]:
+    """What could not be read of a source's shards; the samples in it have no key."""
+    return [Quarantined(source, "", line, stage, step) for line in damage]
+
+
 class Quarantine:
     """The counts of one stage. Feed it the same global figures on every rank and all stop at the same step."""
 

@@ -38,6 +38,7 @@ class StageParts:
     optimizer: MegatronOptimizer
     loader: Loader
     domains: Sequence[str]
+    damage: Mapping[str, Sequence[str]]  # per source, what cannot be read of its shards
     tokenizer: Tokenizer
     limits: VisionLimits
     side_files: Mapping[str, bytes]
@@ -118,6 +119,7 @@ def build_stage(
         optimizer=optimizer,
         loader=loader,
         domains=sorted({domain for source in sources for domain in source.domains}),
+        damage={source.name: source.damage for source in sources if source.damage},
         tokenizer=ingredients.tokenizer,
         limits=ingredients.limits,
         side_files=ingredients.side_files,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_qwen3vl.config.schema import EvaluateConfig
 from megatron_qwen3vl.convert.config import read_config
+from megatron_qwen3vl.data.quarantine import Quarantined, lost_parts
+from megatron_qwen3vl.data.source import Source
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.model.build import build_model
 from megatron_qwen3vl.parallel.device import start_device
@@ -49,11 +53,26 @@ def evaluate(config: EvaluateConfig) -> dict:
         if groups.is_writer:
             if config.out is not None:
                 _write(Path(config.out), results, config.loss.exponent)
+            if config.run.dir is not None:
+                _quarantine(Path(config.run.dir), sources, results)
             print(json.dumps(summary, ensure_ascii=False), flush=True)
         groups.stop()
         return summary
     finally:
         shutdown()
+
+
+def _quarantine(folder: Path, sources: Sequence[Source], results: Sequence[SampleLoss]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lost = [row for source in sources for row in lost_parts(source.name, source.damage, "evaluate", 0)]
+    failed = [
+        Quarantined(result.key.split("/", 1)[0], result.key, result.failure, "evaluate", 0)
+        for result in results
+        if result.failure is not None
+    ]
+    with (folder / "quarantine.jsonl").open("w") as handle:
+        for row in [*lost, *failed]:
+            handle.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
 
 
 def _write(out: Path, results: list[SampleLoss], exponent: float) -> None:

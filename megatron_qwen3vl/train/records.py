@@ -24,10 +24,14 @@ class Records:
         self._files.write("metrics.jsonl", row)
         if self._trace:
             self._files.write("samples.jsonl", {"stage": row["stage"], "step": row["step"], "keys": list(keys)})
-        for sample in bad:
-            self._files.write("quarantine.jsonl", asdict(sample))
+        self.bad(bad)
         if self._wandb is not None:
             self._wandb.log(row, total_step)
+
+    def bad(self, samples: Sequence[Quarantined]) -> None:
+        if self._files is not None:
+            for sample in samples:
+                self._files.write("quarantine.jsonl", asdict(sample))
 
     def skipped(self, stage: str, step: int, reason: str, keys: Sequence[str]) -> None:
         if self._files is not None:

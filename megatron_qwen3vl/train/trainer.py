@@ -16,7 +16,7 @@ from pathlib import Path
 
 from megatron_qwen3vl.batch import Batch, Pack, collate
 from megatron_qwen3vl.config.schema import RunConfig
-from megatron_qwen3vl.data.quarantine import Quarantine, Quarantined, failed_documents, left_out_samples
+from megatron_qwen3vl.data.quarantine import Quarantine, Quarantined, failed_documents, left_out_samples, lost_parts
 from megatron_qwen3vl.errors import Stopped
 from megatron_qwen3vl.parallel.device import Device
 from megatron_qwen3vl.parallel.groups import Groups, gather_objects
@@ -89,8 +89,7 @@ class StageRun:
 
     def fit(self) -> StageSummary:
         """Run to the stage's last step. Raises Stopped after saving when a signal asked for it."""
-        for sentence in self.parts.loader.changes:
-            self.display.say(f"{self.name}: {sentence}")
+        self._say_what_changed()
         try:
             while self.progress.step < self.stage.num_steps:
                 row, stop = self.step()
@@ -105,6 +104,16 @@ class StageRun:
             self.display.close()
             self.parts.loader.close()
         return self.summary()
+
+    def _say_what_changed(self) -> None:
+        """What differs from the checkpoint's mixture, and, once, what of the shards cannot be read."""
+        for sentence in self.parts.loader.changes:
+            self.display.say(f"{self.name}: {sentence}")
+        for source, damage in self.parts.damage.items():
+            for line in damage:
+                self.display.say(f"{self.name}: source {source}: {line}")
+            if self.progress.step == 0:
+                self.records.bad(lost_parts(source, damage, self.name, 0))
 
     def step(self) -> tuple[dict, bool]:
         """One optimizer step -> (its metrics row, whether a signal asked to stop)."""

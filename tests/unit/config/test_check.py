@@ -65,8 +65,8 @@ IMPOSSIBLE = {
     "stages.s1.trainable=[head]": "stages.s1.trainable=head: choose out of vision, merger, language",
     "stages.s1.trainable=[]": "stages.s1.trainable: is empty",
     "stages.s1.mixture=nowhere.yaml": "stages.s1.mixture=nowhere.yaml: no such file",
-    "stages.s1.optimizer.lr=0": "stages.s1.optimizer.lr=0.0: must be above 0",
-    "stages.s1.optimizer.lr=nan": "stages.s1.optimizer.lr=nan: must be above 0",
+    "stages.s1.optimizer.lr=-1": "stages.s1.optimizer.lr=-1.0: must be at least 0",
+    "stages.s1.optimizer.lr=nan": "stages.s1.optimizer.lr=nan: must be at least 0",
     "stages.s1.optimizer.min_lr=1": "stages.s1.optimizer.min_lr=1.0: above stages.s1.optimizer.lr",
     "stages.s1.optimizer.betas=[0.9,1]": "stages.s1.optimizer.betas: 1.0 is outside 0 <= beta < 1",
     "stages.s1.optimizer.eps=0": "stages.s1.optimizer.eps=0.0: must be above 0",
@@ -104,7 +104,7 @@ def test_every_impossible_value_is_named_by_its_key(sound: list[str]) -> None:
 
 
 def test_all_at_once_and_each_once(sound: list[str]) -> None:
-    chosen = ["run.seed=-1", "dtype=float16", "checkpoint.every=0", "parallel.tp=3", "stages.s2.optimizer.lr=0"]
+    chosen = ["run.seed=-1", "dtype=float16", "checkpoint.every=0", "parallel.tp=3", "stages.s2.optimizer.lr=-1"]
     found = problems_of([*sound, *chosen])
     assert len(found) == len(set(found))
     for override in chosen:
