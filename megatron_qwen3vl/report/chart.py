@@ -96,6 +96,17 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def labels(places: Sequence[float]) -> list[str]:
+    """The numbers beside an axis, with as many decimals as it takes to tell evenly spaced places apart."""
+    largest = max(abs(place) for place in places)
+    even = len(places) > 1 and math.isclose(places[1] - places[0], places[-1] - places[-2], rel_tol=1e-6)
+    if not even or not 1e-3 <= largest < 1e4:
+        return [short(place) for place in places]
+    step = places[1] - places[0]
+    decimals = next(d for d in range(12) if math.isclose(round(step, d), step, rel_tol=1e-6) or d == 11)
+    return [f"{place:,.{decimals}f}" for place in places]
+
+
 class _Axes:
     """Values -> places in the picture."""
 
@@ -150,10 +161,11 @@ def draw(chart: Chart) -> str:
 
 
 def _grid(axes: _Axes) -> Iterable[str]:
-    for value in axes.y_ticks():
+    values = axes.y_ticks()
+    for value, label in zip(values, labels(values), strict=True):
         y = axes.y(value)
         yield f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
-        yield f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{short(value)}</text>'
+        yield f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
     for value in ticks(1, axes.last):
         if value == int(value) and value > 0:
             anchor = "end" if axes.x(value) > WIDTH - RIGHT - 20 else "middle"
