@@ -33,24 +33,8 @@ from megatron_qwen3vl.batch import IGNORE, Batch
 from megatron_qwen3vl.config.schema import ModelConfig
 from megatron_qwen3vl.model.attention import PackedAttention, make_spans
 from megatron_qwen3vl.model.layer import Layer
+from megatron_qwen3vl.model.norm import RMSNorm
 from megatron_qwen3vl.model.rotary import mrope_angles
-
-
-class RMSNorm(torch.nn.Module):
-    """transformers' Qwen3VLTextRMSNorm: normalised in float32, cast, then scaled.
-
-    megatron-core's own fallback refuses sequence parallelism; the mark on the weight makes its gradient summed over the
-    tensor ranks, each of which sees a part of the tokens.
-    """
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.weight * F.rms_norm(hidden.float(), hidden.shape[-1:], eps=self.eps).to(hidden.dtype)
 
 
 class DeepStackLayer(Layer):

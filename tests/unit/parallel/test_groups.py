@@ -80,7 +80,7 @@ def test_adamw_equals_torch() -> None:
     theirs = [torch.nn.Parameter(t.clone()) for t in start]
     settings = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
     one = AdamW([{"params": ours}], **settings)
-    other = torch.optim.AdamW(theirs, foreach=True, **settings)
+    other = torch.optim.AdamW(theirs, fused=True, **settings)
     for _ in range(5):
         for mine, its in zip(ours, theirs, strict=True):
             mine.grad = torch.randn(mine.shape, generator=draw)
