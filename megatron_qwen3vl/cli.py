@@ -141,16 +141,21 @@ def _data_build(arguments: list[str]) -> int:
     for split in build(find_path(recipe), Path(out), _show_progress):
         size = f"{split.num_bytes / 1e6:.1f} MB"
         print(f"{out}/{split.name}: {split.samples:,} samples, {len(split.shards)} shards, {size}")
+        _index([f"{out}/{split.name}"])
     return DONE
 
 
 def _data_index(arguments: list[str]) -> int:
+    _index(arguments)
+    return DONE
+
+
+def _index(arguments: list[str]) -> None:
     path, ingredients, _ = _shards_and_tokenizer("data index", arguments)
 
     from megatron_qwen3vl.data.index import build_index
 
     build_index(path, ingredients.tokenizer, lambda name, done, planned: print(f"{done}/{planned} {name}", flush=True))
-    return DONE
 
 
 def _data_inspect(arguments: list[str]) -> int:
