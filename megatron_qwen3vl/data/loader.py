@@ -172,7 +172,7 @@ class Loader:
 def to_pack(lane: int, samples: Sequence[Sample], sequence_length: int, pad_id: int) -> Pack:
     """Samples one after another, then padding: ``pad_id`` at positions 0, 1, ..., nothing predicted.
 
-    The lengths of the samples must sum to at most ``sequence_length``.
+    The lengths of the samples must sum to at most ``sequence_length``; without samples all is padding.
     """
     lengths = [len(sample.input_ids) for sample in samples]
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -190,7 +190,7 @@ def to_pack(lane: int, samples: Sequence[Sample], sequence_length: int, pad_id: 
         positions=np.concatenate([*(s.positions for s in samples), np.tile(padding, (3, 1))], axis=1).astype(np.int32),
         cu_seqlens=np.append(starts, [sequence_length] * bool(num_padding)).astype(np.int32),
         num_padding=num_padding,
-        visual_index=np.concatenate(visual).astype(np.int32),
-        grids=np.concatenate([sample.grids for sample in samples]).astype(np.int32).reshape(-1, 3),
+        visual_index=np.concatenate([*visual, np.zeros(0)]).astype(np.int32),
+        grids=np.concatenate([*(sample.grids for sample in samples), np.zeros((0, 3))]).astype(np.int32),
         patches=np.concatenate(with_patches) if with_patches else None,
     )

@@ -288,3 +288,9 @@ def test_shards_on_disk_through_workers(tmp_path: Path) -> None:
     assert batches[0] == batches[1]
     assert all(key.startswith("captions/") for lane in keys for key in lane)
     assert all(pack[-1][0][1] == VISION.patch_values for step in batches[0] for pack in step)
+
+
+def test_a_pack_without_samples_is_all_padding() -> None:
+    pack = to_pack(3, [], 8, pad_id=5)
+    assert pack.input_ids.tolist() == [5] * 8 and pack.cu_seqlens.tolist() == [0, 8] and pack.num_padding == 8
+    assert pack.documents == () and pack.grids.shape == (0, 3) and len(pack.visual_index) == 0
