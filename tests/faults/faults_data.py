@@ -19,6 +19,7 @@ OVERRIDES = [
     "checkpoint.every=5",
     "checkpoint.keep=2",
     "data.workers=1",
+    "validation.every=0",  # the demonstration's held-out shards may not have been built
     "model.text_config.num_hidden_layers=4",
     "model.text_config.hidden_size=32",
     "model.text_config.intermediate_size=64",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults_data import OVERRIDES, make_mixture
 from megatron.core import dist_checkpointing
 
-from faults_data import OVERRIDES, make_mixture
 from megatron_qwen3vl.config.load import load_config
 from megatron_qwen3vl.model.build import module_of
 from megatron_qwen3vl.parallel.device import start_device
@@ -100,3 +100,17 @@ def test_bf16_trains_with_fp32_masters(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
+
+
+def test_optimizer_begins_afresh_unless_it_is_carried(tmp_path: Path) -> None:
+    two_stages = ["run.stages=[s1,s2]", "stages.s1.steps=2", "stages.s2.steps=1"]
+    afresh = _run(tmp_path, *two_stages)
+    assert _optimizer_step(afresh / "checkpoints/s1/step_00000002") == 2
+    assert _optimizer_step(afresh / "checkpoints/s2/step_00000001") == 1
+    carried = tmp_path / "carried"
+    _run(tmp_path, *two_stages, "stages.s2.optimizer.carry=true", f"run.dir={carried}")
+    assert _optimizer_step(carried / "checkpoints/s2/step_00000001") == 3
+
+
+def _optimizer_step(checkpoint: Path) -> int:
+    return dist_checkpointing.load_common_state_dict(str(checkpoint / "tensors"))["optimizer_step"]
