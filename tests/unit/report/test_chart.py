@@ -101,6 +101,12 @@ def test_a_flat_curve_and_one_point_can_be_drawn() -> None:
     assert draw(Chart("t", [Line("a", [], 1)], [(0, "s0")], 5)) == ""
 
 
+def test_names_are_escaped() -> None:
+    drawn = draw(Chart("<t>", [Line(name, [thin(series([1.0, 2.0]), 2)], 1) for name in "<&"], [(0, "<s>")], 2))
+    assert [drawn.count(name) for name in ("<t>", "<s>", "<<", ">&<")] == [0, 0, 0, 0]
+    assert drawn.count("&lt;t&gt;") == 2 and drawn.count("&lt;s&gt;") == 1 and ">&amp;<" in drawn
+
+
 def places(drawn: str, kind: str) -> list[tuple[float, float]]:
     (path,) = re.findall(rf'<path class="{kind}" d="M([^"]*)"', drawn)
     return [(float(x), float(y)) for x, y in (pair.split() for pair in path.split("L"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 
 from megatron_qwen3vl.cli import main
 from megatron_qwen3vl.errors import UserError
+from megatron_qwen3vl.report.files import number
 from megatron_qwen3vl.report.page import write_report
 from tests.unit.report.report_run import CONFIG, Seen, metrics_row, write_lines, write_run
 
@@ -155,6 +157,11 @@ def test_odd_lines_do_no_harm(line: bytes, tmp_path: Path) -> None:
     assert page.table("stage")[0]["last loss"] == "3.0000"
     unreadable = not line.startswith(b"{")
     assert ("metrics.jsonl: 1 lines could not be read" in page.text) == unreadable
+
+
+def test_only_numbers_are_figures() -> None:
+    assert [number(value) for value in (2, 2.5)] == [2.0, 2.5]
+    assert all(math.isnan(number(value)) for value in (True, None, "3", [3]))
 
 
 def test_a_configuration_that_is_none(tmp_path: Path) -> None:
