@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults_data import OVERRIDES, make_mixture
+from faults_data import OVERRIDES, make_mixture, write_shard
 from megatron.core import dist_checkpointing
 
 from megatron_qwen3vl.config.load import load_config
@@ -114,3 +114,18 @@ def test_optimizer_begins_afresh_unless_it_is_carried(tmp_path: Path) -> None:
 
 def _optimizer_step(checkpoint: Path) -> int:
     return dist_checkpointing.load_common_state_dict(str(checkpoint / "tensors"))["optimizer_step"]
+
+
+def test_a_global_batch_without_labels_updates_nothing(tmp_path: Path) -> None:
+    """Questions without an answer: weight decay alone would move the weights."""
+    questions = [(f"{i:02d}", {"messages": [{"role": "user", "content": f"question {i}"}]}, {}) for i in range(20)]
+    write_shard(tmp_path / "questions.tar", questions)
+    source = {"name": "questions", "shards": "questions.tar", "weight": 1.0}
+    (tmp_path / "mixture.yaml").write_text(json.dumps({"sources": [source]}))
+    run = _run(tmp_path, "run.stages=[s1]", "checkpoint.every=1", "checkpoint.keep=99", "stages.s1.steps=3")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["skipped"], row["loss"], row["loss_tokens"]) for row in rows] == [(True, None, 0)] * 3
+    first, last = (run / f"checkpoints/s1/step_0000000{n}" for n in (1, 3))
+    assert _changed(_weights(first), _weights(last)) == set() and _optimizer_step(last) == 0
+    skipped = [json.loads(line)["keys"] for line in (run / "skipped.jsonl").read_text().splitlines()]
+    assert skipped == [json.loads(line)["keys"] for line in (run / "samples.jsonl").read_text().splitlines()]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -251,3 +252,13 @@ def test_lengths_are_of_whole_arrays() -> None:
     n = len(got.input_ids)
     assert got.labels.shape == (n,) and got.positions.shape == (3, n)
     assert np.isin(got.input_ids, [T.image_pad, T.video_pad]).sum() == len(got.visual_index) == 7
+
+
+@pytest.mark.parametrize("smuggled", [T.image_pad, T.video_pad])
+def test_placeholders_in_text_are_refused(smuggled: int) -> None:
+    """No tokenizer here gives such ids for a text; one that did would shift every visual feature behind it."""
+    composition = compose(Record(NAMES, {"json": document("a", image_part("0.jpg"), "b")}), T)
+    first, *rest = composition.pieces
+    composition = replace(composition, pieces=(replace(first, ids=[*first.ids, smuggled]), *rest))
+    with pytest.raises(BadSample, match="placeholder"):
+        render(composition, [(1, 4, 6)], "seconds", T, VISION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import re
 import zipfile
@@ -192,6 +193,29 @@ def test_a_folder_appears_whole(groups: Groups, tmp_path: Path, monkeypatch: pyt
     save_checkpoint(folder_in(tmp_path), chunks, optimizer, {"step": 4}, groups)  # replaces
     assert read_state(folder_in(tmp_path)) == {"step": 4}
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000003"]
+
+
+def test_files_are_flushed_before_the_name(groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a checkpoint gets its name, every file and folder of it has been flushed since it was written."""
+    flushed: set[int] = set()
+    late: list[str] = []
+    plain_sync, plain_replace = os.fsync, checkpoint._replace
+
+    def sync(handle: int) -> None:
+        plain_sync(handle)
+        flushed.add(os.fstat(handle).st_ino)
+
+    def replace(folder: Path, new: Path) -> None:
+        late.extend(str(path) for path in (new, *new.rglob("*")) if path.stat().st_ino not in flushed)
+        flushed.clear()
+        plain_replace(folder, new)
+        late.extend([] if folder.parent.stat().st_ino in flushed else ["the new name itself"])
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(checkpoint, "_replace", replace)
+    chunks, optimizer = make(groups, Shape())
+    save_checkpoint(folder_in(tmp_path), chunks, optimizer, STATE, groups, files={"tokenizer/vocab.json": b"[]"})
+    assert late == []
 
 
 def pretend(folder: Path) -> Path:
