@@ -11,16 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
+from faults_data import OVERRIDES, make_mixture
 
-from faults_data import OVERRIDES, STEPS, make_mixture
 from megatron_qwen3vl.train.stop import StopSignal
 
+STEPS = 30  # enough for a slow machine to be asked to stop on the way
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def _start(run: Path, mixture: Path) -> subprocess.Popen[bytes]:
     overrides = [o for o in OVERRIDES if "mixture" not in o]
-    overrides += [f"stages.s0.mixture={mixture}", "run.stages=[s0]", "data.workers=0", f"run.dir={run}"]
+    overrides += [f"stages.s0.mixture={mixture}", f"stages.s0.steps={STEPS}", "run.stages=[s0]"]
+    overrides += ["data.workers=0", "checkpoint.every=99", f"run.dir={run}"]
     return subprocess.Popen(
         [sys.executable, "-m", "megatron_qwen3vl", "pretrain", *overrides],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
