@@ -55,7 +55,7 @@ def evaluate(config: EvaluateConfig) -> dict:
                 _write(Path(config.out), results, config.loss.exponent)
             if config.run.dir is not None:
                 _quarantine(Path(config.run.dir), sources, results)
-            print(json.dumps(summary, ensure_ascii=False), flush=True)
+            print(json.dumps(summary), flush=True)
         groups.stop()
         return summary
     finally:
@@ -72,7 +72,7 @@ def _quarantine(folder: Path, sources: Sequence[Source], results: Sequence[Sampl
     ]
     with (folder / "quarantine.jsonl").open("w") as handle:
         for row in [*lost, *failed]:
-            handle.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+            handle.write(json.dumps(asdict(row)) + "\n")
 
 
 def _write(out: Path, results: list[SampleLoss], exponent: float) -> None:
@@ -86,4 +86,4 @@ def _write(out: Path, results: list[SampleLoss], exponent: float) -> None:
             }
             if result.failure is not None:
                 row["failure"] = result.failure
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+            handle.write(json.dumps(row) + "\n")

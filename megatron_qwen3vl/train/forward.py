@@ -13,9 +13,10 @@ from functools import partial
 import torch
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.utils import get_model_config
+from megatron.core.utils import get_model_config, unwrap_model
 
 from megatron_qwen3vl.batch import Batch
+from megatron_qwen3vl.model.share import Share
 from megatron_qwen3vl.train.loss import MicroBatchLoss, weigh
 
 
@@ -45,17 +46,22 @@ def run_schedule(
 ) -> list[MicroBatchLoss]:
     """Forward (and backward) of this rank's micro-batches; reports on the last pipeline rank, else an empty list.
 
-    All batches hold the same number of positions.
+    All batches hold the same number of positions. Under context parallelism each rank works on, and reports, its own
+    tokens of them.
     """
+    # All are split before the first kernel is queued: a split waits for the device.
+    own = [unwrap_model(chunks[0]).split(batch) for batch in batches]
     scale = len(batches) * data_parallel_size / normaliser
 
-    def forward_step(source: Iterator[Batch], model: torch.nn.Module) -> tuple[torch.Tensor, object]:
-        batch = next(source)
-        return model(batch), partial(weigh, batch=batch, scale=scale)
+    def forward_step(
+        source: Iterator[tuple[Batch, Share | None]], model: torch.nn.Module
+    ) -> tuple[torch.Tensor, object]:
+        batch, share = next(source)
+        return model(batch, share), partial(weigh, batch=batch, scale=scale)
 
     reports = get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=[iter(batches) for _ in chunks],
+        data_iterator=[iter(own) for _ in chunks],
         model=list(chunks),
         num_microbatches=len(batches),
         seq_length=len(batches[0].input_ids),

@@ -50,8 +50,12 @@ def pretrain(config: RunConfig) -> None:
         shutdown()
     if is_first_rank():
         write_report(Path(config.run.dir))
-        if summaries and config.log.progress:
+        if not config.log.progress:
+            return
+        if summaries:
             print_summary(summaries)
+        else:
+            print(f"{config.run.dir}: every stage of run.stages is done already; nothing to do")
 
 
 def _run_stages(

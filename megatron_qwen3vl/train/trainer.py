@@ -247,8 +247,9 @@ class StageRun:
             return
         row = {"stage": self.name, "step": self.progress.step, **self.validation.run()}
         self.records.validation(row)
-        listed = ", ".join(f"{name} {values['loss']:.4f}" for name, values in row["domains"].items())
-        self.display.say(f"{self.name} step {self.progress.step}: held-out loss {row['loss']:.4f} ({listed})")
+        with_labels = [(name, values["loss"]) for name, values in row["domains"].items() if values["loss"] is not None]
+        listed = ", ".join(f"{name} {loss:.4f}" for name, loss in [("all", row["loss"]), *with_labels] if with_labels)
+        self.display.say(f"{self.name} step {self.progress.step}: held-out loss: {listed or 'no labels'}")
 
     def save(self) -> Path:
         """Write ``checkpoints/<stage>/step_<8 digits>``; complete or absent."""
