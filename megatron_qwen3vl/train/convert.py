@@ -43,8 +43,8 @@ def import_checkpoint(hf_dir: Path, out: Path) -> None:
 def export_checkpoint(checkpoint: Path, hf_dir: Path) -> None:
     """A Hugging Face folder ``hf_dir`` with the weights of a checkpoint saved by any layout.
 
-    The type is the run's ``dtype``; an imported checkpoint keeps every tensor's own. Raises UserError when ``checkpoint``
-    is none of ours and when ``hf_dir`` holds something already.
+    The type is the run's ``dtype``; an imported checkpoint keeps every tensor's own. Raises UserError when
+    ``checkpoint`` is none of ours and when ``hf_dir`` holds something already.
     """
     with _alone() as groups:
         export_folder(checkpoint, hf_dir, groups)

@@ -222,7 +222,8 @@ class StageRun:
         if self.progress.skipped_in_a_row > self.config.guard.max_skipped_steps:
             raise RunFailed(
                 f"{self.progress.skipped_in_a_row} steps in a row were skipped ({reason}); "
-                f"guard.max_skipped_steps={self.config.guard.max_skipped_steps}; see {self.config.run.dir}/skipped.jsonl"
+                f"guard.max_skipped_steps={self.config.guard.max_skipped_steps}; "
+                f"{self.config.run.dir}/skipped.jsonl names their samples"
             )
 
     def _remember(self, counts: figures.Counts, loss: float | None) -> None:
