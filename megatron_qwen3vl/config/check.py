@@ -32,6 +32,7 @@ DTYPES = ("float32", "bfloat16")
 MODULES = ("vision", "merger", "language")
 SCHEDULES = ("constant", "linear", "cosine")
 RECOMPUTE = ("none", "selective", "full")
+EXCHANGES = ("auto", "gather", "all_to_all")
 WANDB = ("offline", "online", "disabled")
 RESUME_WORDS = ("auto", "never")
 
@@ -59,6 +60,7 @@ def _run_problems(config: RunConfig) -> Iterator[str]:
             yield from _stage(f"stages.{name}", config.stages[name])
     yield from _loss(config.loss)
     yield from _one_of("dtype", config.dtype, DTYPES)
+    yield from _one_of("parallel.cp_exchange", config.parallel.cp_exchange, EXCHANGES)
     yield from _one_of("parallel.recompute", config.parallel.recompute, RECOMPUTE)
     yield from _one_of("parallel.vision_recompute", config.parallel.vision_recompute, RECOMPUTE)
     yield from _tokenizer(config.tokenizer)
@@ -118,7 +120,10 @@ def _section(run: RunSection) -> Iterator[str]:
     for key, folder in (("init_from", run.init_from), ("init_language", pair[0]), ("init_vision", pair[1])):
         if folder is not None:
             yield from _model_folder(f"run.{key}", folder)
-    yield from _writable_folder("run.dir", Path(run.dir))
+    if run.dir:
+        yield from _writable_folder("run.dir", Path(run.dir))
+    else:  # as `run.dir=$UNSET` gives it: the working directory is never meant
+        yield "run.dir: is empty; name a folder"
 
 
 def _stage(key: str, stage: StageConfig) -> Iterator[str]:
@@ -137,9 +142,14 @@ def _stage(key: str, stage: StageConfig) -> Iterator[str]:
         yield from _one_of(f"{key}.trainable", module, MODULES)
     yield from _mixture(f"{key}.mixture", stage.mixture)
     yield from _optimizer(f"{key}.optimizer", stage.optimizer)
-    for name, value in (("recompute", stage.parallel.recompute), ("vision_recompute", stage.parallel.vision_recompute)):
-        if value is not None:
-            yield from _one_of(f"{key}.parallel.{name}", value, RECOMPUTE)
+    own = stage.parallel
+    for name, word, words in (
+        ("cp_exchange", own.cp_exchange, EXCHANGES),
+        ("recompute", own.recompute, RECOMPUTE),
+        ("vision_recompute", own.vision_recompute, RECOMPUTE),
+    ):
+        if word is not None:
+            yield from _one_of(f"{key}.parallel.{name}", word, words)
 
 
 def _optimizer(key: str, optimizer: OptimizerConfig) -> Iterator[str]:

@@ -76,6 +76,7 @@ class ParallelConfig:
     ep: int
     etp: int
     sp: bool
+    cp_exchange: str  # auto, gather, all_to_all
     recompute: str  # none, selective, full
     vision_recompute: str
 
@@ -91,6 +92,7 @@ class ParallelOverride:
     ep: int | None
     etp: int | None
     sp: bool | None
+    cp_exchange: str | None
     recompute: str | None
     vision_recompute: str | None
 

@@ -8,13 +8,14 @@ one variable-length flash call for all spans).
 
 Queries and keys are turned by the spans' rotary angles first.
 
-Context parallelism has its seam in ``PackedAttention.forward``: exchange before ``attend``, and back after it.
+Under context parallelism documents are cut between ranks; context.py then attends across them.
 """
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.attention.varlen import varlen_attn
 
+from megatron_qwen3vl.model.context import Context, attend_exchanged, attend_gathered
 from megatron_qwen3vl.model.rotary import rotate
 
 
@@ -34,12 +36,14 @@ class Spans(PackedSeqParams):
 
     ``qkv_format`` stays "sbhd": megatron-core then leaves the batch axis where it is. ``lengths`` is the CPU's copy of
     the boundaries (kernels launch by it); ``cosine`` and ``sine`` [T, 1, H / 2] are in the type of queries and keys,
-    None where nothing is turned.
+    None where nothing is turned. Under context parallelism ``context`` says how the spans lie over the ranks; cosine
+    and sine are then those of the own tokens.
     """
 
     lengths: tuple[int, ...] = ()
     cosine: torch.Tensor | None = None
     sine: torch.Tensor | None = None
+    context: Context | None = None
 
 
 def make_spans(
@@ -47,6 +51,7 @@ def make_spans(
     device: torch.device,
     angles: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    context: Context | None = None,
 ) -> Spans:
     """Spans of these lengths, one after another; empty ones are dropped.
 
@@ -64,6 +69,7 @@ def make_spans(
         lengths=lengths,
         cosine=None if angles is None else angles.cos()[:, None].to(dtype),
         sine=None if angles is None else angles.sin()[:, None].to(dtype),
+        context=context,
     )
 
 
@@ -81,8 +87,7 @@ class PackedAttention(MegatronModule):
         pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size > 1:
-            raise NotImplementedError("context parallelism of packed spans")
+        self.exchanges_heads = cp_comm_type == "a2a"
         self.causal = attn_mask_type == AttnMaskType.causal
         self.scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
 
@@ -101,8 +106,16 @@ class PackedAttention(MegatronModule):
         query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
         if spans.cosine is not None and spans.sine is not None:
             query, key = rotate(query, spans.cosine, spans.sine), rotate(key, spans.cosine, spans.sine)
-        output_tnh = attend(query, key, value, spans, self.causal, self.scale)
+        output_tnh = self._attend(query, key, value, spans)
         return output_tnh.reshape(query.shape[0], 1, -1)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans) -> torch.Tensor:
+        on_whole_spans = partial(attend, spans=spans, causal=self.causal, scale=self.scale)
+        if spans.context is None:
+            return on_whole_spans(query, key, value)
+        if self.exchanges_heads:
+            return attend_exchanged(query, key, value, spans.context, on_whole_spans)
+        return attend_gathered(query, key, value, spans.context, self.scale)
 
 
 def attend(

@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_qwen3vl.config.schema import LossConfig, ModelConfig, ParallelConfig
 from megatron_qwen3vl.errors import UserError
+from megatron_qwen3vl.parallel.layout import Layout
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -44,6 +45,8 @@ def aux_loss_coefficient(model: ModelConfig, loss: LossConfig) -> float:
 def _language(model: ModelConfig, parallel: ParallelConfig, dtype: str, loss: LossConfig) -> TransformerConfig:
     text = model.text_config
     interleaved = parallel.vpp > 1
+    layout = Layout.from_config(parallel, parallel.tp * parallel.pp * parallel.cp)
+    exchanges_heads = layout.exchanges_heads(text.num_attention_heads, text.num_key_value_heads)
     return TransformerConfig(
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
@@ -61,6 +64,8 @@ def _language(model: ModelConfig, parallel: ParallelConfig, dtype: str, loss: Lo
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp if interleaved else None,
         context_parallel_size=parallel.cp,
+        # The names of Transformer Engine's attention for the same two exchanges.
+        cp_comm_type="a2a" if exchanges_heads else "all_gather",
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=parallel.etp,
         sequence_parallel=parallel.sp and parallel.tp > 1,

@@ -32,9 +32,11 @@ from torch.utils.checkpoint import checkpoint
 from megatron_qwen3vl.batch import IGNORE, Batch
 from megatron_qwen3vl.config.schema import ModelConfig
 from megatron_qwen3vl.model.attention import PackedAttention, make_spans
+from megatron_qwen3vl.model.context import make_context
 from megatron_qwen3vl.model.layer import Layer
 from megatron_qwen3vl.model.norm import RMSNorm
 from megatron_qwen3vl.model.rotary import mrope_angles
+from megatron_qwen3vl.model.share import Share
 
 
 class DeepStackLayer(Layer):
@@ -98,11 +100,13 @@ class LanguageModel(GPTModel):
         batch: Batch,
         hidden: torch.Tensor | None,
         levels: torch.Tensor | None,
+        share: Share | None,
     ) -> torch.Tensor:
         """Run this chunk's layers.
 
-        ``hidden`` [T, 1, D] and ``levels`` [L, V, D] (at ``batch.visual_index``) are for the whole sequence; both are
-        None except on the first chunk. Returns [T, 1, D], or this rank's part of it under sequence parallelism.
+        ``hidden`` [T, 1, D] and ``levels`` [L, V, D] (at ``batch.visual_index``) are for all tokens of ``batch``; both
+        are None except on the first chunk. ``share`` says what of a whole batch it is under context parallelism.
+        Returns [T, 1, D], or this rank's part of it under sequence parallelism.
         """
         index: torch.Tensor | None = batch.visual_index
         padding_mask = batch.padding_mask
@@ -115,14 +119,16 @@ class LanguageModel(GPTModel):
         if levels is None or not len(levels):
             levels = index = None
         angles = mrope_angles(batch.positions, self.text.head_dim, self.text.rope_theta, self.text.mrope_section)
+        context = None if share is None else make_context(share.order, share.pieces, self.cp_group)
+        spans = make_spans(
+            tuple(batch.cu_seqlens.diff().tolist()), angles.device, angles, self.config.params_dtype, context
+        )
         return self.decoder(
             hidden_states=hidden,
             attention_mask=None,
             context=levels,
             context_mask=index,
-            packed_seq_params=make_spans(
-                tuple(batch.cu_seqlens.diff().tolist()), angles.device, angles, self.config.params_dtype
-            ),
+            packed_seq_params=spans,
             padding_mask=padding_mask[None, :],
         )
 

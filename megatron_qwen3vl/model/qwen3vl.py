@@ -9,6 +9,8 @@ Shapes: T tokens, D width, V visual tokens, N labels.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import ModelType
@@ -16,9 +18,10 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_qwen3vl.batch import Batch
-from megatron_qwen3vl.config.schema import ModelConfig
+from megatron_qwen3vl.config.schema import ModelConfig, VisionConfig
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.model.language import LanguageModel
+from megatron_qwen3vl.model.share import Share, send_features, split_batch
 from megatron_qwen3vl.model.vision import VisionEncoder
 
 
@@ -48,6 +51,8 @@ class Qwen3VL(MegatronModule):
         self.share_embeddings_and_output_weights = model.tie_word_embeddings
         self.pg_collection = groups
         self.tp_group = groups.tp
+        self.cp_group = groups.cp
+        self.vision_shape = model.vision_config
         if pre_process:
             self.vision = VisionEncoder(vision_config, model.vision_config, groups)
         self.language = LanguageModel(language_config, model, chunk_size, groups, pre_process, post_process, vp_stage)
@@ -59,17 +64,29 @@ class Qwen3VL(MegatronModule):
                 "DeepStack levels need one each; use fewer chunks"
             )
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def split(self, batch: Batch) -> tuple[Batch, Share | None]:
+        """What this rank works on: own batch and share under context parallelism, else the batch as it is."""
+        ranks = self.cp_group.size()
+        if ranks == 1:
+            return batch, None
+        merge_area = self.vision_shape.spatial_merge_size**2
+        return split_batch(batch, self.cp_group.rank(), ranks, merge_area, partial(image_cost, self.vision_shape))
+
+    def forward(self, batch: Batch, share: Share | None = None) -> torch.Tensor:
         """Token losses float32 [N], in the order of the batch's label positions, on the last chunk; else hidden states.
 
-        Hidden states are [T, 1, D], or each tensor rank's part of T under sequence parallelism.
+        Hidden states are [T, 1, D], or each tensor rank's part of T under sequence parallelism. Under context
+        parallelism ``batch`` and ``share`` are those of ``split``, and T are the own tokens.
         """
-        hidden = self._hidden_states(batch)
+        hidden = self._hidden_states(batch, share)
         return self.language.token_losses(hidden, batch.labels) if self.post_process else hidden
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Logits [T, vocabulary] of every position, on the last chunk. T x vocabulary in memory: for tests."""
-        return self.language.logits(self._hidden_states(batch))
+        """Logits [T, vocabulary] of every position, on the last chunk, without context parallelism.
+
+        T x vocabulary in memory: for tests.
+        """
+        return self.language.logits(self._hidden_states(batch, None))
 
     def set_input_tensor(self, input_tensor: torch.Tensor | list[torch.Tensor | None] | None) -> None:
         """megatron-core's schedules hand over what the previous pipeline rank sent."""
@@ -79,11 +96,20 @@ class Qwen3VL(MegatronModule):
         """The tied matrix of the first or last chunk, whose gradients megatron-core sums between the two."""
         return self.language.shared_embedding_or_output_weight()
 
-    def _hidden_states(self, batch: Batch) -> torch.Tensor:
+    def _hidden_states(self, batch: Batch, share: Share | None) -> torch.Tensor:
+        assert (share is None) == (self.cp_group.size() == 1), "a batch is split before it reaches the model"
         if not self.pre_process:
-            return self.language.decode(batch, None, None)
+            return self.language.decode(batch, None, None, share)
         features_vd, levels_lvd = self.vision(batch.patches, batch.grids)
+        if share is not None:
+            features_vd, levels_lvd = send_features(features_vd, levels_lvd, share, self.cp_group)
         hidden_t1d = self.language.embed(batch.input_ids)
-        # Placed before any split over ranks, so that each rank finds its tokens whole.
+        # Placed before the split over tensor ranks, so that each rank finds its tokens whole.
         hidden_t1d = hidden_t1d.index_copy(0, batch.visual_index, features_vd.unsqueeze(1).to(hidden_t1d.dtype))
-        return self.language.decode(batch, hidden_t1d, levels_lvd.to(hidden_t1d.dtype))
+        return self.language.decode(batch, hidden_t1d, levels_lvd.to(hidden_t1d.dtype), share)
+
+
+def image_cost(vision: VisionConfig, num_patches: int) -> float:
+    """The ViT's multiply-adds per layer for one image or frame group, mergers and patch embedding left out."""
+    width, inner = vision.hidden_size, vision.intermediate_size
+    return float(num_patches * (4 * width**2 + 2 * width * inner + 2 * num_patches * width))

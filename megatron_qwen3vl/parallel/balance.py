@@ -1,4 +1,4 @@
-"""Which data-parallel rank computes which packs of a global batch. Pure."""
+"""Which rank computes what: the packs of a global batch, the images of a micro-batch. Pure."""
 
 from __future__ import annotations
 
@@ -24,3 +24,17 @@ def assign_packs(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
         if len(ranks[rank]) < room:
             heapq.heappush(open_ranks, (total + costs[pack], rank))
     return [sorted(packs) for packs in ranks]
+
+
+def assign_images(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
+    """Images to ranks by cost, longest first (LPT: Graham 1969); any rank may get none.
+
+    Ties go to the lower rank and the lower image, so the answer is a pure function. Each rank's indices are ascending.
+    """
+    ranks: list[list[int]] = [[] for _ in range(num_ranks)]
+    loads = [(0.0, rank) for rank in range(num_ranks)]
+    for image in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
+        load, rank = loads[0]
+        heapq.heapreplace(loads, (load + costs[image], rank))
+        ranks[rank].append(image)
+    return [sorted(images) for images in ranks]

@@ -12,7 +12,10 @@ _Key = Callable[[str], str]  # axis -> the key its size came from
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of the axes; ``vpp`` 1 is a plain pipeline, ``etp`` is the tensor axis inside experts."""
+    """Sizes of the axes; ``vpp`` 1 is a plain pipeline, ``etp`` is the tensor axis inside experts.
+
+    ``cp_exchange`` is how attention crosses context-parallel ranks: gather, all_to_all, or auto (``exchanges_heads``).
+    """
 
     world_size: int
     tp: int
@@ -22,6 +25,7 @@ class Layout:
     ep: int
     etp: int
     sp: bool
+    cp_exchange: str = "auto"
 
     @classmethod
     def from_config(cls, parallel: ParallelConfig, world_size: int) -> Layout:
@@ -34,12 +38,23 @@ class Layout:
             ep=parallel.ep,
             etp=parallel.etp,
             sp=parallel.sp,
+            cp_exchange=parallel.cp_exchange,
         )
 
     @property
     def dp(self) -> int:
         """Data-parallel size: what is left of the world size. Meaningful where ``problems`` finds none."""
         return self.world_size // (self.tp * self.pp * self.cp)
+
+    def exchanges_heads(self, num_heads: int, num_key_value_heads: int) -> bool:
+        """Whether context-parallel ranks exchange heads, not keys and values: by default wherever heads divide.
+
+        It moves less (queries, keys, values and outputs once, not keys and values to everybody), and each rank's
+        attention then is that of one rank alone.
+        """
+        return self.cp_exchange != "gather" and not any(
+            n % (self.tp * self.cp) for n in (num_heads, num_key_value_heads)
+        )
 
     def problems(self, model: ModelConfig, stage: StageConfig, stage_name: str) -> list[str]:
         """Why this layout cannot run this stage of this model: one line each, naming the key; empty when it can.
@@ -74,6 +89,7 @@ class Layout:
     def _model_problems(self, key: _Key, model: ModelConfig) -> Iterable[str]:
         yield from self._grid_problems(key)
         yield from self._tensor_problems(key, model)
+        yield from self._context_problems(key, model)
         yield from self._expert_problems(key, model)
         yield from self._pipeline_problems(key, model)
 
@@ -113,6 +129,15 @@ class Layout:
             yield (
                 f"{key('tp')}={self.tp}: neither divides num_key_value_heads {kv_heads} nor is a multiple of it; "
                 f"use {_choices(kv_heads, self.world_size)}"
+            )
+
+    def _context_problems(self, key: _Key, model: ModelConfig) -> Iterable[str]:
+        text = model.text_config
+        heads, groups = text.num_attention_heads, text.num_key_value_heads
+        if self.cp > 1 and self.cp_exchange == "all_to_all" and not self.exchanges_heads(heads, groups):
+            yield (
+                f"{key('cp_exchange')}=all_to_all: tp x cp = {self.tp} x {self.cp} does not divide the {heads} query "
+                f"and {groups} key/value heads; use auto or gather"
             )
 
     def _expert_problems(self, key: _Key, model: ModelConfig) -> Iterable[str]:
@@ -199,6 +224,7 @@ def resolve(parallel: ParallelConfig, override: ParallelOverride) -> ParallelCon
         ep=_pick(override.ep, parallel.ep),
         etp=_pick(override.etp, parallel.etp),
         sp=parallel.sp if override.sp is None else override.sp,
+        cp_exchange=override.cp_exchange or parallel.cp_exchange,
         recompute=override.recompute or parallel.recompute,
         vision_recompute=override.vision_recompute or parallel.vision_recompute,
     )
@@ -220,6 +246,7 @@ class _Keys:
             "ep": self.stage.parallel.ep,
             "etp": self.stage.parallel.etp,
             "sp": self.stage.parallel.sp,
+            "cp_exchange": self.stage.parallel.cp_exchange,
         }[axis]
         return f"parallel.{axis}" if own is None else f"stages.{self.stage_name}.parallel.{axis}"
 

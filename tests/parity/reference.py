@@ -22,7 +22,9 @@ from megatron_qwen3vl.config.schema import LossConfig, ModelConfig, ParallelConf
 
 VOCABULARY, IMAGE, VIDEO, START, END = 128, 120, 121, 122, 123
 KINDS = ("dense_tied", "dense_untied", "moe")
-PLAIN = ParallelConfig(tp=1, pp=1, vpp=1, cp=1, ep=1, etp=1, sp=False, recompute="none", vision_recompute="none")
+PLAIN = ParallelConfig(
+    tp=1, pp=1, vpp=1, cp=1, ep=1, etp=1, sp=False, cp_exchange="auto", recompute="none", vision_recompute="none"
+)
 
 
 def loss_config(exponent: float = 0.5, aux_coefficient: float | None = 0.0, chunk_size: int = 7) -> LossConfig:

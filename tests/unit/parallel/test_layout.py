@@ -18,7 +18,7 @@ from megatron_qwen3vl.config.schema import (
 )
 from megatron_qwen3vl.parallel.layout import Layout, resolve
 
-NOTHING = ParallelOverride(*[None] * 9)
+NOTHING = ParallelOverride(*[None] * 10)
 TEXT = TextConfig(
     vocab_size=512,
     hidden_size=64,
@@ -72,7 +72,7 @@ STAGE = StageConfig(
 )
 
 
-def problems(model: ModelConfig, world_size: int, stage: StageConfig = STAGE, **axes: int | bool) -> list[str]:
+def problems(model: ModelConfig, world_size: int, stage: StageConfig = STAGE, **axes: int | bool | str) -> list[str]:
     sizes = {"tp": 1, "pp": 1, "vpp": 1, "cp": 1, "ep": 1, "etp": 1, "sp": False, **axes}
     return Layout(world_size=world_size, **sizes).problems(model, stage, "s1")
 
@@ -84,6 +84,7 @@ def problems(model: ModelConfig, world_size: int, stage: StageConfig = STAGE, **
         (DENSE, 2, {"tp": 2}),
         (DENSE, 4, {"tp": 4, "sp": True}),  # more tp than key-value heads
         (DENSE, 2, {"pp": 2}),
+        (DENSE, 2, {"cp": 2, "cp_exchange": "all_to_all"}),
         (DENSE, 8, {"tp": 2, "sp": True, "cp": 2, "pp": 2}),
         (EXPERTS, 2, {"ep": 2}),
         (EXPERTS, 4, {"tp": 2, "sp": True, "ep": 2}),
@@ -112,6 +113,7 @@ def test_possible_layouts(model: ModelConfig, world_size: int, axes: dict) -> No
         (DENSE, 1, {"vpp": 2}, "parallel.vpp=2", "pp above 1"),
         (DENSE, 3, {"pp": 3}, "parallel.pp=3", "num_hidden_layers 8"),
         (DENSE, 4, {"pp": 4}, "parallel.pp=4", "DeepStack"),
+        (DENSE, 4, {"cp": 4, "cp_exchange": "all_to_all"}, "parallel.cp_exchange=all_to_all", "2 key/value heads"),
         (DENSE, 3, {"cp": 3}, "stages.s1.sequence_length=64", "multiple of 3"),
         (DENSE, 3, {}, "stages.s1.global_batch_size=8", "multiple of data-parallel size 3"),
     ],
@@ -135,9 +137,9 @@ def test_a_stages_own_key_is_named() -> None:
 
 
 def test_resolve_inherits_what_is_null() -> None:
-    run = ParallelConfig(2, 1, 1, 1, 1, 1, True, "none", "full")
+    run = ParallelConfig(2, 1, 1, 1, 1, 1, True, "auto", "none", "full")
     assert resolve(run, NOTHING) == run
-    assert resolve(run, replace(NOTHING, sp=False, cp=4, recompute="full")) == ParallelConfig(
-        2, 1, 1, 4, 1, 1, False, "full", "full"
+    assert resolve(run, replace(NOTHING, sp=False, cp=4, cp_exchange="gather", recompute="full")) == ParallelConfig(
+        2, 1, 1, 4, 1, 1, False, "gather", "full", "full"
     )
     assert Layout.from_config(run, 8).dp == 4

@@ -1,0 +1,223 @@
+"""One step (or three) of the trainer's own path in any layout, compared tensor by tensor with transformers'.
+
+The reference is computed once per model; every process then runs many layouts one after another and returns, for each,
+what is left of the difference. Which samples a pack holds depends on the layout here, as the gradient must not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from megatron_qwen3vl.batch import Pack
+from megatron_qwen3vl.config.schema import LearningRateScale, ModelConfig, OptimizerConfig, ParallelConfig
+from tests.parity import reference as ref
+
+EXPONENT = 0.5
+NUM_STEPS = 3
+OPTIMIZER = OptimizerConfig(
+    lr=1e-3,
+    min_lr=0.0,
+    betas=(0.9, 0.95),
+    eps=1e-8,
+    weight_decay=0.1,
+    clip_grad=1.0,
+    schedule="constant",
+    warmup_steps=0,
+    lr_scale=LearningRateScale(vision=1.0, merger=1.0, language=1.0),
+    carry=False,
+)
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """transformers' first step, and its weights after ``NUM_STEPS`` steps of torch's AdamW; all by our names."""
+
+    model: ModelConfig
+    steps: tuple[tuple[ref.Case, ...], ...]
+    weights: Weights
+    gradients: Weights
+    losses: tuple[float, ...]
+    trained: Weights
+
+
+@dataclass(frozen=True)
+class Job:
+    """One layout of one model; ``num_steps`` 1 compares gradients, more also the weights after so many steps."""
+
+    kind: str
+    parallel: ParallelConfig
+    num_steps: int
+
+
+# Of one rank, per tensor: (which shard of it, ||difference||^2, ||reference||^2).
+Difference = dict[str, tuple[int, float, float]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    gradients: Difference
+    trained: Difference | None
+    losses: tuple[float, ...]
+
+
+def expect(kind: str) -> Expected:
+    """Run transformers: 14 samples a step, others in each step."""
+    model = ref.model_config(kind)
+    twin = ref.transformers_model(model)
+    seeds = [(2 * step, 2 * step + 1) for step in range(NUM_STEPS)]
+    steps = [
+        tuple(ref.with_positions([case for seed in pair for case in ref.standard_cases(model, seed)], twin))
+        for pair in seeds
+    ]
+    weights = _ours(twin.state_dict(), model)
+    decayed = [p for p in twin.parameters() if p.dim() > 1]
+    others = [p for p in twin.parameters() if p.dim() <= 1]
+    adam = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": OPTIMIZER.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=OPTIMIZER.lr,
+        betas=OPTIMIZER.betas,
+        eps=OPTIMIZER.eps,
+    )
+    losses, gradients = [], {}
+    for number, cases in enumerate(steps):
+        answer = ref.run_reference(twin, cases, EXPONENT)
+        losses.append(answer.loss)
+        if number == 0:
+            gradients = _ours(answer.gradients, model)  # copies: clipping works in place
+        for name, parameter in twin.named_parameters():
+            parameter.grad = answer.gradients[name]
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), OPTIMIZER.clip_grad)
+        adam.step()
+    return Expected(model, tuple(steps), weights, gradients, tuple(losses), _ours(twin.state_dict(), model))
+
+
+def _ours(tensors: Weights, model: ModelConfig) -> Weights:
+    named = {name: tensor.detach() for name, tensor in tensors.items()}
+    return {name: tensor.clone() for name, tensor in ref.ours_from_transformers(named, model).items()}
+
+
+def make_packs(model: ModelConfig, cases: Sequence[ref.Case], count: int, multiple: int) -> list[Pack]:
+    """``count`` packs of one length, a multiple of ``multiple``; the last holds text alone."""
+    text = [case for case in cases if not len(case.sample.grids)]
+    others = [case for case in cases if len(case.sample.grids)]
+    contents = [others[first :: count - 1] for first in range(count - 1)] + [text]
+    sizes = [sum(len(case.sample.input_ids) for case in content) for content in contents]
+    length = -(-max(sizes) // multiple) * multiple
+    return [
+        ref.make_pack(lane, content, length - size, model.vision_config.patch_values)
+        for lane, (content, size) in enumerate(zip(contents, sizes, strict=True))
+    ]
+
+
+def run_jobs(world_size: int, jobs: Sequence[Job], references: dict[str, Expected]) -> list[Outcome]:
+    """In each process: every job in turn."""
+    import layout_parity  # spawn.py loads this file under another name, whose classes nobody else could unpickle
+
+    return [layout_parity.run_job(world_size, job, references[job.kind]) for job in jobs]
+
+
+def run_job(world_size: int, job: Job, expected: Expected) -> Outcome:
+    from megatron.core.utils import get_model_config, unwrap_model
+
+    from megatron_qwen3vl.batch import collate
+    from megatron_qwen3vl.model.build import build_model, global_parameters
+    from megatron_qwen3vl.parallel.device import start_device
+    from megatron_qwen3vl.parallel.groups import start_groups
+    from megatron_qwen3vl.parallel.layout import Layout
+    from megatron_qwen3vl.train import figures
+    from megatron_qwen3vl.train.forward import prepare_schedule, run_schedule
+    from megatron_qwen3vl.train.optimizer import build_optimizer, set_learning_rate, step_optimizer
+
+    device, parallel, model = start_device("cpu"), job.parallel, expected.model
+    groups = start_groups(Layout.from_config(parallel, world_size), device)
+    everything = ("vision", "merger", "language")
+    chunks = build_model(model, parallel, groups, "float32", ref.loss_config(EXPONENT), everything, seed=None)
+    named = [pair for chunk in chunks for pair in global_parameters(unwrap_model(chunk))]
+    marks = unwrap_model(chunks[0]).pg_collection
+    for name, parameter in named:
+        parameter.data.copy_(own_part(name, expected.weights[name], parameter, marks)[1])
+    prepare_schedule(chunks)
+    config = get_model_config(chunks[0])
+    config.finalize_model_grads_func = _reduced_everywhere(config.finalize_model_grads_func)
+    optimizer = build_optimizer(chunks, OPTIMIZER, "float32")
+    set_learning_rate(optimizer, OPTIMIZER.lr)
+    losses, gradients = [], {}
+    for number in range(job.num_steps):
+        count = groups.dp_size * max(2, parallel.pp)
+        multiple = parallel.cp * (parallel.tp if parallel.sp else 1)
+        packs = make_packs(model, expected.steps[number], count, multiple)[groups.dp_rank :: groups.dp_size]
+        total = figures.count(packs, EXPONENT, groups, device.device).normaliser
+        for chunk in chunks:
+            chunk.zero_grad_buffer()
+        optimizer.zero_grad()
+        batches = [collate([pack], EXPONENT, device.device) for pack in packs]
+        reports = run_schedule(chunks, batches, total, groups.dp_size)
+        seen = figures.gather_losses(reports, ["test"], EXPONENT, total, False, groups, device.device)
+        losses.append(seen.loss)
+        if number == 0:
+            gradients = {n: compare(n, p, p.main_grad, expected.gradients[n], marks) for n, p in named}
+        if job.num_steps > 1:
+            assert not step_optimizer(optimizer, groups).skipped
+    trained = {n: compare(n, p, p.data, expected.trained[n], marks) for n, p in named}
+    groups.stop()
+    return Outcome(gradients, trained if job.num_steps == NUM_STEPS else None, tuple(losses))
+
+
+def _reduced_everywhere(finalize: Any) -> Any:
+    """The distributed optimizer needs a rank's own shard only; the comparison wants all."""
+
+    def run(chunks: Any, num_tokens: Any = None, force_all_reduce: Any = None, **rest: Any) -> None:
+        finalize(chunks, num_tokens, force_all_reduce=True, **rest)
+
+    return run
+
+
+def own_part(name: str, whole: torch.Tensor, parameter: Any, marks: Any) -> tuple[int, torch.Tensor]:
+    """(which shard, the shard) of a tensor on this rank, as megatron-core marks it."""
+    group = marks.expt_tp if ".experts." in name else marks.tp
+    if not parameter.tensor_model_parallel or group.size() == 1:
+        return 0, whole
+    pieces = whole.chunk(group.size() * parameter.partition_stride, dim=parameter.partition_dim)
+    return group.rank(), torch.cat(pieces[group.rank() :: group.size()], dim=parameter.partition_dim)
+
+
+def compare(name: str, parameter: Any, own: torch.Tensor, whole: torch.Tensor, marks: Any) -> tuple[int, float, float]:
+    shard, reference = own_part(name, whole, parameter, marks)
+    reference = reference.double()
+    return shard, (own.double() - reference).norm().item() ** 2, reference.norm().item() ** 2
+
+
+def errors(ranks: Sequence[Difference], whole: Weights) -> dict[str, float]:
+    """||g - g'|| / ||g'|| per tensor over its shards, of the worst replica of each; every tensor must be there."""
+    assert set().union(*ranks) == whole.keys()
+    found = {}
+    for name in whole:
+        shards: dict[int, tuple[float, float]] = {}
+        for shard, error, norm in (seen[name] for seen in ranks if name in seen):
+            shards[shard] = max(shards.get(shard, (0.0, 0.0)), (error, norm))
+        error, norm = (sum(values) for values in zip(*shards.values(), strict=True))
+        found[name] = (error / norm) ** 0.5 if norm else error**0.5
+    return found
+
+
+def module_of_error(name: str) -> str:
+    from megatron_qwen3vl.model.build import module_of
+
+    return "experts" if ".experts." in name else module_of(name)
+
+
+def worst_by_module(found: dict[str, float]) -> dict[str, float]:
+    worst: dict[str, float] = {}
+    for name, error in found.items():
+        module = module_of_error(name)
+        worst[module] = max(worst.get(module, 0.0), error)
+    return worst
+
+
+def layout(**changes: int | bool | str) -> ParallelConfig:
+    return replace(ref.PLAIN, **changes)
