@@ -128,6 +128,10 @@ def test_run_dir_may_not_be_a_file(sound: list[str], tmp_path: Path) -> None:
         assert problem.startswith(f"run.dir={tmp_path}/{folder}:")
 
 
+def test_an_empty_run_dir_is_not_the_working_directory(sound: list[str]) -> None:
+    assert problems_of([*sound, "run.dir="]) == ["run.dir: is empty; name a folder"]
+
+
 def test_the_origins_shape_beats_model(sound: list[str], tmp_path: Path) -> None:
     from megatron_qwen3vl.convert.config import to_hf_config
 
