@@ -56,6 +56,13 @@ def start_device(want: str = "auto") -> Device:
     return Device("cpu", torch.device("cpu"), "gloo")
 
 
+def forget_loss_scale() -> None:
+    """Between two models of one process: megatron's scale of the routers' loss keeps the shape of its first value."""
+    from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+
+    MoEAuxLossAutoScaler.main_loss_backward_scale = None
+
+
 class _Stream:
     """The one queue of a CPU: nothing to wait for."""
 

@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
-from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, get_moe_layer_wise_logging_tracker
+from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
 
 from megatron_qwen3vl.errors import UserError
-from megatron_qwen3vl.parallel.device import Device
+from megatron_qwen3vl.parallel.device import Device, forget_loss_scale
 from megatron_qwen3vl.parallel.layout import Layout
 from megatron_qwen3vl.parallel.place import Place, read_place
 
@@ -241,6 +241,6 @@ def _destroy_groups() -> None:
     groups = [group for group in parallel_state._global_process_group_list or [] if group is not None]
     parallel_state.destroy_model_parallel()
     get_moe_layer_wise_logging_tracker().clear()
-    MoEAuxLossAutoScaler.main_loss_backward_scale = None  # it keeps its first value's shape
+    forget_loss_scale()
     for group in groups:
         dist.destroy_process_group(group)
