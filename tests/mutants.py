@@ -93,7 +93,7 @@ def copy_tree(to: Path) -> None:
 def run_tests(tree: Path, arguments: Sequence[str]) -> tuple[str, list[str]]:
     """("green", "red", "broken" or "hangs", the failed tests)."""
     command = [sys.executable, "-m", "pytest", "-q", "-rf", "--no-header", "-p", "no:cacheprovider", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command, cwd=tree, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
