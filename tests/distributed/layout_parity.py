@@ -122,50 +122,83 @@ def run_jobs(world_size: int, jobs: Sequence[Job], references: dict[str, Expecte
 
 
 def run_job(world_size: int, job: Job, expected: Expected) -> Outcome:
+    running = start(world_size, expected.model, job.parallel, expected.weights)
+    losses, gradients = [], {}
+    for number in range(job.num_steps):
+        losses.append(backward(running, expected.steps[number]))
+        if number == 0:
+            gradients = {
+                name: compare(name, parameter, parameter.main_grad, expected.gradients[name], running.marks)
+                for name, parameter in running.named
+            }
+        if job.num_steps > 1:
+            update(running)
+    trained = {n: compare(n, p, p.data, expected.trained[n], running.marks) for n, p in running.named}
+    running.groups.stop()
+    return Outcome(gradients, trained if job.num_steps == NUM_STEPS else None, tuple(losses))
+
+
+@dataclass(frozen=True)
+class Running:
+    """A model that trains in some layout. ``named`` are its parameters under their names in the whole model."""
+
+    model: ModelConfig
+    parallel: ParallelConfig
+    groups: Any
+    chunks: list[Any]
+    named: list[tuple[str, Any]]
+    marks: Any  # megatron's process groups
+    optimizer: Any
+
+
+def start(world_size: int, model: ModelConfig, parallel: ParallelConfig, weights: Weights) -> Running:
     from megatron.core.utils import get_model_config, unwrap_model
 
-    from megatron_qwen3vl.batch import collate
     from megatron_qwen3vl.model.build import build_model, global_parameters
     from megatron_qwen3vl.parallel.device import start_device
     from megatron_qwen3vl.parallel.groups import start_groups
     from megatron_qwen3vl.parallel.layout import Layout
-    from megatron_qwen3vl.train import figures
-    from megatron_qwen3vl.train.forward import prepare_schedule, run_schedule
-    from megatron_qwen3vl.train.optimizer import build_optimizer, set_learning_rate, step_optimizer
+    from megatron_qwen3vl.train.forward import prepare_schedule
+    from megatron_qwen3vl.train.optimizer import build_optimizer, set_learning_rate
 
-    device, parallel, model = start_device("cpu"), job.parallel, expected.model
-    groups = start_groups(Layout.from_config(parallel, world_size), device)
+    groups = start_groups(Layout.from_config(parallel, world_size), start_device("cpu"))
     everything = ("vision", "merger", "language")
     chunks = build_model(model, parallel, groups, "float32", ref.loss_config(EXPONENT), everything, seed=None)
     named = [pair for chunk in chunks for pair in global_parameters(unwrap_model(chunk))]
     marks = unwrap_model(chunks[0]).pg_collection
     for name, parameter in named:
-        parameter.data.copy_(own_part(name, expected.weights[name], parameter, marks)[1])
+        parameter.data.copy_(own_part(name, weights[name], parameter, marks)[1])
     prepare_schedule(chunks)
     config = get_model_config(chunks[0])
     config.finalize_model_grads_func = _reduced_everywhere(config.finalize_model_grads_func)
     optimizer = build_optimizer(chunks, OPTIMIZER, "float32")
     set_learning_rate(optimizer, OPTIMIZER.lr)
-    losses, gradients = [], {}
-    for number in range(job.num_steps):
-        count = groups.dp_size * max(2, parallel.pp)
-        multiple = parallel.cp * (parallel.tp if parallel.sp else 1)
-        packs = make_packs(model, expected.steps[number], count, multiple)[groups.dp_rank :: groups.dp_size]
-        total = figures.count(packs, EXPONENT, groups, device.device).normaliser
-        for chunk in chunks:
-            chunk.zero_grad_buffer()
-        optimizer.zero_grad()
-        batches = [collate([pack], EXPONENT, device.device) for pack in packs]
-        reports = run_schedule(chunks, batches, total, groups.dp_size)
-        seen = figures.gather_losses(reports, ["test"], EXPONENT, total, False, groups, device.device)
-        losses.append(seen.loss)
-        if number == 0:
-            gradients = {n: compare(n, p, p.main_grad, expected.gradients[n], marks) for n, p in named}
-        if job.num_steps > 1:
-            assert not step_optimizer(optimizer, groups).skipped
-    trained = {n: compare(n, p, p.data, expected.trained[n], marks) for n, p in named}
-    groups.stop()
-    return Outcome(gradients, trained if job.num_steps == NUM_STEPS else None, tuple(losses))
+    return Running(model, parallel, groups, chunks, named, marks, optimizer)
+
+
+def backward(running: Running, cases: Sequence[ref.Case]) -> float:
+    """Gradients of one global batch of these samples; its loss."""
+    from megatron_qwen3vl.batch import collate
+    from megatron_qwen3vl.train import figures
+    from megatron_qwen3vl.train.forward import run_schedule
+
+    groups, parallel = running.groups, running.parallel
+    device = groups.device.device
+    count = groups.dp_size * max(2, parallel.pp)
+    multiple = parallel.cp * (parallel.tp if parallel.sp else 1)
+    packs = make_packs(running.model, cases, count, multiple)[groups.dp_rank :: groups.dp_size]
+    total = figures.count(packs, EXPONENT, groups, device).normaliser
+    for chunk in running.chunks:
+        chunk.zero_grad_buffer()
+    running.optimizer.zero_grad()
+    reports = run_schedule(running.chunks, [collate([p], EXPONENT, device) for p in packs], total, groups.dp_size)
+    return figures.gather_losses(reports, ["test"], EXPONENT, total, False, groups, device).loss
+
+
+def update(running: Running) -> None:
+    from megatron_qwen3vl.train.optimizer import step_optimizer
+
+    assert not step_optimizer(running.optimizer, running.groups).skipped
 
 
 def _reduced_everywhere(finalize: Any) -> Any:
