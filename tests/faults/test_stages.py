@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,17 @@ def test_a_global_batch_without_labels_updates_nothing(tmp_path: Path) -> None:
     assert _changed(_weights(first), _weights(last)) == set() and _optimizer_step(last) == 0
     skipped = [json.loads(line)["keys"] for line in (run / "skipped.jsonl").read_text().splitlines()]
     assert skipped == [json.loads(line)["keys"] for line in (run / "samples.jsonl").read_text().splitlines()]
+
+
+def test_a_loss_that_is_not_finite_skips_the_step_whatever_its_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(token_losses, batch, scale):  # type: ignore[no-untyped-def]
+        loss, report = weigh(token_losses, batch, scale)
+        return loss, replace(report, document_losses=report.document_losses + math.inf)
+
+    monkeypatch.setattr("megatron_qwen3vl.train.forward.weigh", poisoned)
+    run = _run(tmp_path, "run.stages=[s1]", "stages.s1.steps=1")
+    (row,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert (row["skipped"], row["loss"]) == (True, None) and row["grad_norm"] > 0
+    assert _optimizer_step(run / "checkpoints/s1/step_00000001") == 0
