@@ -87,4 +87,4 @@ class WandbLog:
 
     def close(self) -> None:
         if self._run is not None:
-            self._run.finish(quiet=True)
+            self._run.finish()

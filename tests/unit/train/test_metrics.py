@@ -105,3 +105,14 @@ def test_wandb_disabled_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     log.log({"stage": "s0", "step": 1, "domains": {}}, 1)
     log.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wandb_offline_continues_the_same_run(tmp_path: Path) -> None:
+    """Two sessions of one run write offline files under one id, the second from where the first ended."""
+    row = {"stage": "s1", "loss": 1.5, "skipped": False, "domains": {"text": {"loss": 2.0}}}
+    for step in (1, 2):
+        log = WandbLog("offline", "test", tmp_path / "run", {"seed": 1})
+        log.log(row, step)
+        log.close()
+    files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == 2 and len({file.name for file in files}) == 1
