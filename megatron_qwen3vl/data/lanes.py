@@ -43,6 +43,9 @@ class SampleSource(Protocol):
     @property
     def patches(self) -> np.ndarray: ...  # int32 [n]
 
+    @property
+    def damage(self) -> Sequence[str]: ...  # a line for each part of a shard that cannot be read
+
     def __len__(self) -> int: ...
 
     def key(self, row: int, /) -> str: ...
@@ -137,7 +140,8 @@ class Mixture:
 
     def _nothing_usable(self, source: SampleSource) -> str:
         if not len(source):
-            return f"source {source.name}: no samples; mend its shards or take it out of the mixture"
+            lost = f" ({source.damage[0]})" if source.damage else ""
+            return f"source {source.name}: no samples{lost}; mend its shards or take it out of the mixture"
         shortest = int(source.lengths.min())
         if shortest > 0:
             return (

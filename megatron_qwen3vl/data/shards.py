@@ -19,6 +19,7 @@ from webdataset import TarWriter
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
+from megatron_qwen3vl.config.paths import resource
 from megatron_qwen3vl.errors import BadSample, UserError
 
 _BLOCK = 512  # of a tar
@@ -90,10 +91,10 @@ def find_shards(spec: str | Sequence[str], base: Path) -> list[Shard]:
                     problems.append(f"shards: {path} holds no .tar and no samples; name the folder of the shards")
                 paths += found or [path]
                 roots.append(path)
+            elif not path.exists():
+                problems.append(f"shards: {path} does not exist; {_how_to_get(path, base)}")
             elif path.suffix != ".tar":
                 problems.append(f"shards: {path} is not a .tar; name folders or uncompressed tars")
-            elif not path.is_file():
-                problems.append(f"shards: {path} does not exist; mend `shards` (relative to {base})")
             else:
                 paths.append(path)
                 roots.append(path.parent)
@@ -104,6 +105,16 @@ def find_shards(spec: str | Sequence[str], base: Path) -> list[Shard]:
         raise UserError(problems)
     root = Path(os.path.commonpath(roots))
     return [Shard(path, _name_inside(path, root)) for path in paths]
+
+
+def _how_to_get(missing: Path, base: Path) -> str:
+    """The built-in data is not part of a checkout: its recipes are."""
+    built = resource("data_recipes") / "built"
+    if not missing.absolute().is_relative_to(built) or missing.absolute() == built:
+        return f"mend `shards` (relative to {base})"
+    domain = missing.absolute().relative_to(built).parts[0]
+    command = f"megatron-qwen3vl data build data_recipes/domains/{domain}.yaml {built / domain}"
+    return f"build it: {command} (launch/data.sh builds all)"
 
 
 def _expand(entry: str, base: Path, problems: list[str]) -> list[Path]:

@@ -14,11 +14,13 @@ from megatron.core.transformer.moe import moe_utils
 from megatron_qwen3vl.config.paths import find_path
 from megatron_qwen3vl.config.schema import ModelConfig, RunConfig, StageConfig
 from megatron_qwen3vl.convert.hf import load_hf
+from megatron_qwen3vl.data.lanes import Mixture
 from megatron_qwen3vl.data.loader import Loader, LoaderConfig, PackCost
 from megatron_qwen3vl.data.mixture import load_mixture
 from megatron_qwen3vl.data.source import Source, open_source
 from megatron_qwen3vl.data.tokenizer import Tokenizer
 from megatron_qwen3vl.data.vision import VisionLimits
+from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.model.build import build_model
 from megatron_qwen3vl.model.flops import forward_flops
 from megatron_qwen3vl.parallel.groups import Groups
@@ -63,14 +65,47 @@ class StageParts:
 def open_sources(
     mixture_path: str, model: ModelConfig, ingredients: Ingredients, index_cache: Path | None
 ) -> tuple[list[Source], list[float]]:
-    """The sources of a mixture file and their weights; indexes of shards that have none go to ``index_cache``."""
+    """The sources of a mixture file and their weights; indexes of shards that have none go to ``index_cache``.
+
+    Raises UserError with the problems of all sources.
+    """
     mixture = load_mixture(find_path(mixture_path))
     base = Path(mixture.path).parent
-    sources = [
-        open_source(source, base, ingredients.tokenizer, ingredients.limits, model, index_cache)
-        for source in mixture.sources
-    ]
+    sources: list[Source] = []
+    problems: list[str] = []
+    for source in mixture.sources:
+        try:
+            sources.append(open_source(source, base, ingredients.tokenizer, ingredients.limits, model, index_cache))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
     return sources, [source.weight for source in mixture.sources]
+
+
+def check_data(config: RunConfig, stages: Sequence[str], ingredients: Ingredients) -> None:
+    """Open what all these stages will read: a later stage's missing shard is known before the first one trains.
+
+    Raises UserError with the problems of all of them.
+    """
+    cache = Path(config.run.dir) / INDEX_FOLDER
+    keys_of: dict[str, list[str]] = {}  # stages that share a source share its problems
+    for name in stages:
+        stage = config.stages[name]
+        try:
+            sources, weights = open_sources(stage.mixture, config.model, ingredients, cache)
+            Mixture(sources, weights, config.run.seed, name, stage.global_batch_size, stage.sequence_length)
+        except UserError as error:
+            for problem in error.problems:
+                keys_of.setdefault(problem, []).append(f"stages.{name}.mixture")
+    if stages and config.validation.mixture is not None and config.validation.every > 0:
+        try:
+            open_sources(config.validation.mixture, config.model, ingredients, cache)
+        except UserError as error:
+            for problem in error.problems:
+                keys_of.setdefault(problem, []).append("validation.mixture")
+    if keys_of:
+        raise UserError([f"{', '.join(keys)}: {problem}" for problem, keys in keys_of.items()])
 
 
 def pack_cost(model: ModelConfig) -> PackCost:

@@ -99,7 +99,8 @@ def find_start(config: RunConfig, tokenizer: str) -> Start:
     """
     run_dir = Path(config.run.dir)
     if config.run.resume == "never":
-        if checkpoints(run_dir) or (run_dir / "metrics.jsonl").exists():
+        metrics = run_dir / "metrics.jsonl"  # empty where a start failed: then there is nothing to lose
+        if checkpoints(run_dir) or (metrics.exists() and metrics.stat().st_size > 0):
             raise UserError(f"run.resume=never: {run_dir} already holds a run; choose another run.dir or resume=auto")
         return Start(0, None, None)
     if config.run.resume == "auto":

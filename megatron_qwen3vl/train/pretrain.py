@@ -11,12 +11,13 @@ from pathlib import Path
 
 from megatron_qwen3vl.config.load import dump_yaml
 from megatron_qwen3vl.config.schema import RunConfig
+from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.model.flops import count_parameters
 from megatron_qwen3vl.parallel.device import Device, start_device
 from megatron_qwen3vl.parallel.groups import from_first_rank, is_first_rank, join, shutdown, start_groups, world_size
 from megatron_qwen3vl.parallel.layout import Layout, resolve
 from megatron_qwen3vl.report.page import write_report
-from megatron_qwen3vl.train.assemble import build_stage
+from megatron_qwen3vl.train.assemble import build_stage, check_data
 from megatron_qwen3vl.train.chain import Start, find_start
 from megatron_qwen3vl.train.checkpoint import latest_checkpoint, read_state
 from megatron_qwen3vl.train.ingredients import Ingredients, find_ingredients
@@ -42,6 +43,7 @@ def pretrain(config: RunConfig) -> None:
     try:
         join(device)
         start = from_first_rank(lambda: find_start(config, ingredients.tokenizer.fingerprint))
+        check_data(config, config.run.stages[start.stage :], ingredients)
         records = _open_records(config, start)
         summaries = _run_stages(config, start, ingredients, device, records, stop)
         records.close()
@@ -87,9 +89,7 @@ def _origin(start: Start) -> Origin:
 def _open_records(config: RunConfig, start: Start) -> Records:
     """The run's files, cut back to the checkpoint the run goes on from; and its resolved configuration."""
     writer, folder = is_first_rank(), Path(config.run.dir)
-    if writer:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump_yaml(config))
+    from_first_rank(lambda: _write_config(config, folder))
     inside = start.weights is not None and start.weights.resolve().is_relative_to(folder.resolve())
     trace = config.run.trace_samples
     return open_records(
@@ -101,3 +101,11 @@ def _open_records(config: RunConfig, start: Start) -> Records:
         config=asdict(config),
         writer=writer,
     )
+
+
+def _write_config(config: RunConfig, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump_yaml(config))
+    except OSError as error:
+        raise UserError(f"run.dir={folder}: cannot be written ({error.strerror}); choose another folder") from None

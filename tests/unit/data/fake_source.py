@@ -23,6 +23,10 @@ class FakeSource:
     def patches(self) -> np.ndarray:
         return (np.arange(len(self)) % 3 * 4).astype(np.int32)
 
+    @property
+    def damage(self) -> tuple[str, ...]:
+        return ()
+
     def key(self, index: int) -> str:
         return f"{self.name}/shard/{index}"
 

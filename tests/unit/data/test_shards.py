@@ -157,10 +157,17 @@ def test_specs(tmp_path: Path) -> None:
 )
 def test_unusable_specs(tmp_path: Path, spec: str | list[str], problem: str) -> None:
     write_shard(tmp_path / "a.tar", SAMPLES[:1])
+    (tmp_path / "a.tar.gz").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as error:
         find_shards(spec, tmp_path)
     assert problem in str(error.value)
+
+
+def test_built_in_data_that_is_not_built_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_qwen3vl.data.shards.resource", lambda name: tmp_path / name)
+    with pytest.raises(UserError, match="does not exist; build it: .* data build data_recipes/domains/digits.yaml /"):
+        find_shards("../built/digits/train", tmp_path / "data_recipes" / "mixtures")
 
 
 def test_stamp_recognises_changes_and_copies(tmp_path: Path) -> None:

@@ -191,7 +191,9 @@ def test_differences_of_a_stage_the_job_does_not_name_are_another_jobs_business(
 
 def test_never_does_not_write_over_a_run(tmp_path: Path) -> None:
     config = config_of(tmp_path, resume="never")
-    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "metrics.jsonl").write_text("")  # a start that failed before its first step
+    assert find_start(config, TOKENIZER) == Start(0, None, None)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     assert "run.resume=never" in refusal(config)[0]
     (tmp_path / "metrics.jsonl").unlink()
     save(tmp_path, config, "s0", 3)
