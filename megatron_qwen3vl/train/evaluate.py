@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,8 +46,8 @@ def evaluate(config: EvaluateConfig) -> dict:
         chosen = [(source, index) for source in sources for index in range(len(source))]
         results = measure(chunks, chosen, PACK_LENGTH, ingredients.tokenizer.pad_id, groups, device)
         if not any(result.failure is None for result in results):
-            first = results[0].failure if results else "no sample has a usable length"
-            raise UserError(f"{config.mixture}: not one of its {len(chosen)} samples can be read ({first})")
+            why = results[0].failure if results else next(_reasons(sources), "it names no sample")
+            raise UserError(f"mixture={config.mixture}: not one of its {len(chosen)} samples can be read ({why})")
         summary = summarise(results, config.loss.exponent)
         summary["failed"] = len(chosen) - summary["samples"]
         if groups.is_writer:
@@ -62,16 +62,29 @@ def evaluate(config: EvaluateConfig) -> dict:
         shutdown()
 
 
+def _reasons(sources: Sequence[Source]) -> Iterator[str]:
+    """Why the shards, or samples of no length, cannot be used."""
+    for source in sources:
+        yield from source.damage
+        yield from (f"{source.key(i)}: {source.reason(i)}" for i in range(len(source)) if source.lengths[i] <= 0)
+
+
 def _quarantine(folder: Path, sources: Sequence[Source], results: Sequence[SampleLoss]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lost = [row for source in sources for row in lost_parts(source.name, source.damage, "evaluate", 0)]
+    unusable = [
+        Quarantined(source.name, source.key(index), source.reason(index), "evaluate", 0)
+        for source in sources
+        for index in range(len(source))
+        if source.lengths[index] <= 0
+    ]
     failed = [
         Quarantined(result.key.split("/", 1)[0], result.key, result.failure, "evaluate", 0)
         for result in results
         if result.failure is not None
     ]
     with (folder / "quarantine.jsonl").open("w") as handle:
-        for row in [*lost, *failed]:
+        for row in [*lost, *unusable, *failed]:
             handle.write(json.dumps(asdict(row)) + "\n")
 
 
