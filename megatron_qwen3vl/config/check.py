@@ -117,6 +117,8 @@ def _section(run: RunSection) -> Iterator[str]:
     elif pair.count(None) == 1:
         missing = "run.init_vision" if run.init_vision is None else "run.init_language"
         yield f"{missing}: is missing; run.init_language and run.init_vision belong together"
+    elif None not in pair:
+        yield "run.init_language, run.init_vision: cannot be read yet; begin with run.init_from, or with neither"
     for key, folder in (("init_from", run.init_from), ("init_language", pair[0]), ("init_vision", pair[1])):
         if folder is not None:
             yield from _model_folder(f"run.{key}", folder)

@@ -121,6 +121,13 @@ def test_init_keys_exclude_one_another(sound: list[str], tmp_path: Path) -> None
     assert any("holds no config.json" in problem for problem in problems_of([*sound, *keys]))
 
 
+def test_what_cannot_be_read_yet_is_refused_not_ignored(sound: list[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    keys = [f"run.{key}={tmp_path}" for key in ("init_language", "init_vision")]
+    (problem,) = problems_of([*sound, *keys])
+    assert problem.startswith("run.init_language, run.init_vision: cannot be read yet")
+
+
 def test_run_dir_may_not_be_a_file(sound: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for folder in ("file", "file/deeper"):
