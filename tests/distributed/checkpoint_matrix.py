@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from checkpoint_layouts import Hop, drift, reading, run_hops, run_origins, unequal  # noqa: E402
-from layout_parity import layout  # noqa: E402
+from layout_parity import layout, make_steps  # noqa: E402
 from spawn import run_ranks  # noqa: E402
 
 from tests.parity import reference as ref  # noqa: E402
@@ -67,7 +67,7 @@ def matrix(kind: str, layouts: dict, root: Path) -> tuple[str, int]:
     model = ref.model_config(kind)
     twin = ref.transformers_model(model)
     weights = ref.ours_from_transformers({n: t.detach().clone() for n, t in twin.state_dict().items()}, model)
-    steps = [ref.with_positions(ref.standard_cases(model, seed), twin) for seed in range(4)]
+    steps = make_steps(model, twin, 4)
     run_ranks(run_origins, PROCESSES, PROCESSES, str(root), model, weights, steps, layouts, timeout=1200.0)
     worst, failures, pairs, control = 0.0, 0, 0, float("inf")
     for source in layouts:
@@ -89,8 +89,8 @@ def matrix(kind: str, layouts: dict, root: Path) -> tuple[str, int]:
     failures += not control > 1e-4
     sentence = (
         f"- {time.strftime('%Y-%m-%d')}, {kind}: {pairs} ordered pairs of {len(layouts)} layouts on {PROCESSES} "
-        f"processes and {len(layouts)} times the same layout, {failures} wrong. Two steps later at most {worst:.1e} from the "
-        f"uninterrupted run; without moments at least {control:.1e}."
+        f"processes and {len(layouts)} times the same layout, {failures} wrong. Two steps later at most {worst:.1e} "
+        f"from the uninterrupted run; without moments at least {control:.1e}."
     )
     return sentence, failures
 

@@ -66,14 +66,10 @@ class Outcome:
 
 
 def expect(kind: str) -> Expected:
-    """Run transformers: 14 samples a step, others in each step."""
+    """Run transformers."""
     model = ref.model_config(kind)
     twin = ref.transformers_model(model)
-    seeds = [(2 * step, 2 * step + 1) for step in range(NUM_STEPS)]
-    steps = [
-        tuple(ref.with_positions([case for seed in pair for case in ref.standard_cases(model, seed)], twin))
-        for pair in seeds
-    ]
+    steps = make_steps(model, twin, NUM_STEPS)
     weights = _ours(twin.state_dict(), model)
     decayed = [p for p in twin.parameters() if p.dim() > 1]
     others = [p for p in twin.parameters() if p.dim() <= 1]
@@ -94,6 +90,14 @@ def expect(kind: str) -> Expected:
         torch.nn.utils.clip_grad_norm_(twin.parameters(), OPTIMIZER.clip_grad)
         adam.step()
     return Expected(model, tuple(steps), weights, gradients, tuple(losses), _ours(twin.state_dict(), model))
+
+
+def make_steps(model: ModelConfig, twin: torch.nn.Module, count: int) -> list[tuple[ref.Case, ...]]:
+    """14 samples a step, others in each."""
+    return [
+        tuple(ref.with_positions([*ref.standard_cases(model, 2 * n), *ref.standard_cases(model, 2 * n + 1)], twin))
+        for n in range(count)
+    ]
 
 
 def _ours(tensors: Weights, model: ModelConfig) -> Weights:
