@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from megatron_qwen3vl.batch import Document, Pack
+from megatron_qwen3vl.config.schema import VisionConfig
+from megatron_qwen3vl.model.qwen3vl import image_cost
+from megatron_qwen3vl.parallel.balance import assign_images
 from megatron_qwen3vl.parallel.groups import Groups, all_reduce_sum
 from megatron_qwen3vl.train.loss import MicroBatchLoss, normaliser
 
@@ -46,6 +49,24 @@ def count(packs: Sequence[Pack], exponent: float, groups: Groups, device: torch.
     all_reduce_sum(total, groups.dp)
     values = total.tolist()
     return Counts(values[0], *(int(value) for value in values[1:]))
+
+
+def vision_balance(
+    packs: Sequence[Pack], micro_batch_size: int, vision: VisionConfig, groups: Groups, device: torch.device
+) -> float | None:
+    """The ViT's multiply-adds of the busiest rank over the mean of all data and context-parallel ranks; None without a
+    picture. 1 is perfect.
+    """
+    loads = torch.zeros(groups.dp_size, groups.cp_size, dtype=torch.float64)
+    for start in range(0, len(packs), micro_batch_size):
+        grids = [grid for pack in packs[start : start + micro_batch_size] for grid in pack.grids]
+        costs = [image_cost(vision, int(grid.prod())) for grid in grids]
+        for rank, images in enumerate(assign_images(costs, groups.cp_size)):
+            loads[groups.dp_rank, rank] += sum(costs[image] for image in images)
+    total = loads.to(device)
+    all_reduce_sum(total, groups.dp)
+    mean = float(total.mean())
+    return float(total.max()) / mean if mean else None
 
 
 @dataclass(frozen=True)

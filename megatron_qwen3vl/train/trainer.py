@@ -124,6 +124,13 @@ class StageRun:
         set_learning_rate(self.parts.optimizer, rate)
         data = self.parts.loader.next()
         counts = figures.count(data.packs, loss_config.exponent, self.groups, self.device.device)
+        balance = figures.vision_balance(
+            data.packs,
+            self.stage.micro_batch_size,
+            self.config.model.vision_config,
+            self.groups,
+            self.device.device,
+        )
         check = self._gradient_check(counts)
         reports = []
         if counts.normaliser > 0:
@@ -159,6 +166,7 @@ class StageRun:
             "loss_tokens": counts.loss_tokens,
             "images": counts.images,
             "patches": counts.patches,
+            "vision_balance": balance,
             "padding_fraction": counts.padding / (counts.padding + counts.tokens),
             "skipped": progress.skipped_in_a_row > 0,
             "domains": losses.domains,
