@@ -23,7 +23,7 @@ from typing import Any
 PRELOAD = ["megatron_qwen3vl.parallel.groups", "megatron_qwen3vl.train.checkpoint", "megatron_qwen3vl.train.optimizer"]
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 60.0) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 300.0) -> list[Any]:
     """``function(*arguments)`` in ``world_size`` processes with a launcher's environment; their results by rank.
 
     Arguments and results must pickle. Raises AssertionError with a rank's traceback when one fails, or when they take
