@@ -89,6 +89,7 @@ def _quarantine(folder: Path, sources: Sequence[Source], results: Sequence[Sampl
 
 
 def _write(out: Path, results: list[SampleLoss], exponent: float) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w") as handle:
         for result in results:
             row = {

@@ -27,7 +27,7 @@ def test_loss_and_bad_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]
             ("cut", {"content": [image, {"type": "text", "text": "three"}]}, {"0.png": cut}),
         ],
     )
-    run, out, bad = tmp_path / "run", tmp_path / "lines.jsonl", tmp_path / "bad"
+    run, out, bad = tmp_path / "run", tmp_path / "new" / "lines.jsonl", tmp_path / "bad"
     stage = [f"stages.s1.mixture={mixture}", "run.stages=[s1]", "stages.s1.steps=1", "data.workers=0"]
     assert main(["pretrain", *OVERRIDES, *stage, "data.max_bad_rate=1", f"run.dir={run}"]) == DONE
     capsys.readouterr()
