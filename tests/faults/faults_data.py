@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-STEPS = 8
+STEPS = 12
 OVERRIDES = [
     "run.seed=7",
     "log.wandb=disabled",

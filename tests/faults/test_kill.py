@@ -147,7 +147,7 @@ def test_killed_runs_equal_an_uninterrupted_one(
             hand_overs += _kill_when(context, run, lambda b=before: _at_a_hand_over(run, b), draw.uniform(0.0, 0.8))
         else:
             stepped = partial(_has_stepped, run, before)
-            if not _kill_when(context, run, stepped, draw.uniform(0.0, 0.6)):
+            if not _kill_when(context, run, stepped, draw.uniform(0.0, 0.3)):
                 break
         kills += 1
     process = context.Process(target=_train, args=([*OVERRIDES, f"run.dir={run}"],))
