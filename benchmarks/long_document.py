@@ -86,9 +86,10 @@ def main(arguments: list[str]) -> None:
         )
         row = json.loads(done.stdout.splitlines()[-1])
         rows.append(row)
+        ratio = row["peak_mb"] / rows[0]["peak_mb"]
         print(
-            f"{row['tokens']:>7,} tokens, recompute {recompute}: peak {row['peak_mb']:,.0f} MB above {row['base_mb']:,.0f} MB, "
-            f"{row['peak_mb'] / rows[0]['peak_mb']:.2f} x the first; {row['cpu_seconds']:.0f} CPU s, loss {row['loss']:.4f}",
+            f"{row['tokens']:>7,} tokens, recompute {recompute}: peak {row['peak_mb']:,.0f} MB above "
+            f"{row['base_mb']:,.0f} MB, {ratio:.2f} x the first; {row['cpu_seconds']:.0f} CPU s, loss {row['loss']:.4f}",
             flush=True,
         )
 

@@ -4,7 +4,8 @@ import warnings
 
 __version__ = "0.1.0"
 
-# megatron-core warns on import and on first use about things that are so by intention here; this runs before any import.
+# megatron-core warns on import and on first use about things that are so by intention here; this runs before any
+# import.
 for _message in (
     ".*(Apex|Transformer Engine).* not installed",
     "full scope is deprecated",
@@ -15,3 +16,4 @@ for _message in (
 ):
     warnings.filterwarnings("ignore", message=_message)
 del _message
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch\.distributed|megatron\.core)\b")

@@ -1,6 +1,7 @@
 """Weights from a Hugging Face folder into our model chunks, and back; one parameter at a time.
 
-Reading divides by tensor, expert and pipeline parallelism as the chunks are divided; writing wants the whole model in one
+Reading divides by tensor, expert and pipeline parallelism as the chunks are divided; writing wants the whole model
+in one
 process (tensor, pipeline and expert size 1; a checkpoint can be loaded so, whatever layout saved it).
 """
 
@@ -42,8 +43,10 @@ def load_hf(modules: Sequence[nn.Module], model: ModelConfig, folder: Path, grou
     """Fill every parameter of this rank's chunks from the safetensors in ``folder``.
 
     A value is cast to its parameter's type: exactly from 16 to 32 bits, rounded to nearest even from 32 to 16. An
-    optimizer that keeps its own copy of the weights must be made, or told to reload, afterwards. Raises UserError naming
-    the file and tensor that is missing, unexpected, misshapen, damaged or cut short; nothing is filled then, except when a
+    optimizer that keeps its own copy of the weights must be made, or told to reload, afterwards. Raises UserError
+    naming
+    the file and tensor that is missing, unexpected, misshapen, damaged or cut short; nothing is filled then, except
+    when a
     file changes while it is read.
     """
     with WeightFiles(folder) as weights:

@@ -91,7 +91,8 @@ class NameTable:
 
     @staticmethod
     def of(model: ModelConfig, transposed_experts: bool) -> NameTable:
-        """``transposed_experts``: experts stand as [E, in, out], as in the published checkpoints (``source_layout.py``)."""
+        """``transposed_experts``: experts stand as [E, in, out], as in the published checkpoints
+        (``source_layout.py``)."""
         counts = {
             "block": model.vision_config.depth,
             "level": len(model.vision_config.deepstack_visual_indexes),

@@ -1,7 +1,8 @@
 """A Hugging Face folder's weights, read and written one tensor at a time.
 
 The format (https://huggingface.co/docs/safetensors): 8 bytes length, a JSON header of that length, then the values. The
-``safetensors`` library maps whole files into memory and writes whole files from memory; a checkpoint beside a model of its
+``safetensors`` library maps whole files into memory and writes whole files from memory; a checkpoint beside a model
+of its
 size needs neither.
 """
 

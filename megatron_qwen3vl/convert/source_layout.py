@@ -39,7 +39,8 @@ _DOWN = "model.language_model.layers.0.mlp.experts.down_proj"
 
 @dataclass(frozen=True)
 class SourceLayout:
-    """``transposed_experts``: [E, in, out], as published checkpoints, transformers 4 and vLLM have it; else [E, out, in],
+    """``transposed_experts``: [E, in, out], as published checkpoints, transformers 4 and vLLM have it; else [E,
+    out, in],
     as transformers 5 writes it. ``weight_map``: the file of each tensor, empty when the layout is ours to choose."""
 
     transposed_experts: bool

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from megatron_qwen3vl.batch import Document
-from megatron_qwen3vl.data.lanes import LeftOut
+from megatron_qwen3vl.data.lanes import LeftOut, SampleSource
 from megatron_qwen3vl.errors import UserError
 
 _FEWEST_READ = 100  # the rate is not judged by fewer samples: one bad sample of the first ten would stop a run
@@ -46,6 +48,24 @@ def left_out_samples(left_out: Iterable[LeftOut], stage: str, step: int) -> list
 def lost_parts(source: str, damage: Iterable[str], stage: str, step: int) -> list[Quarantined]:
     """What could not be read of a source's shards; the samples in it have no key."""
     return [Quarantined(source, "", line, stage, step) for line in damage]
+
+
+def refuse_bad_sources(sources: Sequence[SampleSource], max_bad_rate: float) -> None:
+    """What the index already knows to be bad counts like what fails later, over the whole source.
+
+    Raises UserError naming every source with more than ``max_bad_rate`` unusable samples (of at least 100).
+    """
+    problems = []
+    for source in sources:
+        unusable = np.flatnonzero(source.lengths <= 0)
+        if len(unusable) > max_bad_rate * max(len(source), _FEWEST_READ):
+            first = int(unusable[0])
+            problems.append(
+                f"source {source.name}: {len(unusable)} of {len(source)} samples cannot be used, more than "
+                f"data.max_bad_rate={max_bad_rate:g}; the first is {source.key(first)}: {source.reason(first)}"
+            )
+    if problems:
+        raise UserError(problems)
 
 
 class Quarantine:

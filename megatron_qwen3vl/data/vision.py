@@ -46,6 +46,30 @@ class VisionLimits:
         return VisionLimits(*image, *_moved(self.video_min_pixels, self.video_max_pixels, min_pixels, max_pixels))
 
 
+def processor_files(limits: VisionLimits, vision: VisionConfig) -> dict[str, bytes]:
+    """preprocessor_config.json and video_preprocessor_config.json that say to transformers what is done here."""
+    common = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "Qwen3VLProcessor",
+    }
+    image = {
+        **common,
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "size": {"shortest_edge": limits.image_min_pixels, "longest_edge": limits.image_max_pixels},
+    }
+    video = {
+        **common,
+        "video_processor_type": "Qwen3VLVideoProcessor",
+        "size": {"shortest_edge": limits.video_min_pixels, "longest_edge": limits.video_max_pixels},
+    }
+    files = {"preprocessor_config.json": image, "video_preprocessor_config.json": video}
+    return {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in files.items()}
+
+
 def _moved(low: int, high: int, new_low: int | None, new_high: int | None) -> tuple[int, int]:
     if new_low is not None:
         return new_low, max(high, new_low) if new_high is None else new_high

@@ -17,6 +17,7 @@ from megatron_qwen3vl.convert.hf import load_hf
 from megatron_qwen3vl.data.lanes import Mixture
 from megatron_qwen3vl.data.loader import Loader, LoaderConfig, PackCost
 from megatron_qwen3vl.data.mixture import load_mixture
+from megatron_qwen3vl.data.quarantine import refuse_bad_sources
 from megatron_qwen3vl.data.source import Source, open_source
 from megatron_qwen3vl.data.tokenizer import Tokenizer
 from megatron_qwen3vl.data.vision import VisionLimits
@@ -95,6 +96,7 @@ def check_data(config: RunConfig, stages: Sequence[str], ingredients: Ingredient
         try:
             sources, weights = open_sources(stage.mixture, config.model, ingredients, cache)
             Mixture(sources, weights, config.run.seed, name, stage.global_batch_size, stage.sequence_length)
+            refuse_bad_sources(sources, config.data.max_bad_rate)
         except UserError as error:
             for problem in error.problems:
                 keys_of.setdefault(problem, []).append(f"stages.{name}.mixture")

@@ -11,7 +11,7 @@ from megatron_qwen3vl.config.schema import ModelConfig
 from megatron_qwen3vl.convert.config import to_hf_config
 from megatron_qwen3vl.convert.source_layout import read_side_files, with_tokenizer
 from megatron_qwen3vl.data.tokenizer import BUILT_IN, Tokenizer, load_tokenizer
-from megatron_qwen3vl.data.vision import VisionLimits, read_limits
+from megatron_qwen3vl.data.vision import VisionLimits, processor_files, read_limits
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ def find_ingredients(model: ModelConfig, dtype: str, init_from: str | None, toke
     origin = Path(init_from) if init_from is not None else None
     has_tokenizer = origin is not None and (origin / "tokenizer.json").exists()
     folder = tokenizer or (str(origin) if has_tokenizer else None)
-    side_files = {"config.json": json.dumps(to_hf_config(model, dtype), indent=2).encode()}
+    limits = read_limits(origin)
+    config = json.dumps(to_hf_config(model, dtype), indent=2).encode()
+    side_files = {"config.json": config, **processor_files(limits, model.vision_config)}
     if origin is not None:
         side_files = read_side_files(origin)
     if tokenizer is not None or not has_tokenizer:
         side_files = with_tokenizer(side_files, Path(folder) if folder is not None else BUILT_IN)
-    return Ingredients(
-        tokenizer=load_tokenizer(folder, model), limits=read_limits(origin), side_files=side_files
-    )
+    return Ingredients(tokenizer=load_tokenizer(folder, model), limits=limits, side_files=side_files)

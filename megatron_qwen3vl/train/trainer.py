@@ -247,9 +247,10 @@ class StageRun:
         if counts.failed == 0:
             return []
         documents = [document for pack in packs for document in pack.documents]
-        own = failed_documents(documents, self.name, self.progress.step)
-        everywhere = {sample for rank in gather_objects(own) for sample in rank}
-        return sorted(everywhere, key=lambda sample: sample.key)
+        # Ranks of one model-parallel group hold the same packs: one of them speaks.
+        speaks = self.groups.tp_rank == self.groups.cp_rank == self.groups.pp_rank == 0
+        own = failed_documents(documents, self.name, self.progress.step) if speaks else []
+        return sorted((sample for rank in gather_objects(own) for sample in rank), key=lambda sample: sample.key)
 
     def _validate(self, last: bool) -> None:
         if not self.validation.due(self.progress.step, last):

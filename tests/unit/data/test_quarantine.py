@@ -1,10 +1,17 @@
 import json
 
+import numpy as np
 import pytest
 
 from megatron_qwen3vl.batch import Document
 from megatron_qwen3vl.data.lanes import LeftOut
-from megatron_qwen3vl.data.quarantine import Quarantine, Quarantined, failed_documents, left_out_samples
+from megatron_qwen3vl.data.quarantine import (
+    Quarantine,
+    Quarantined,
+    failed_documents,
+    left_out_samples,
+    refuse_bad_sources,
+)
 from megatron_qwen3vl.errors import UserError
 
 
@@ -51,3 +58,27 @@ def test_counts_go_on_after_a_resume() -> None:
         after = Quarantine(0.03, json.loads(json.dumps(before.state())))
         rest = stopped_at(after, steps[stop:])
         assert rest is not None and stop + rest == stopped_at(Quarantine(0.03), steps)
+
+
+def test_samples_that_the_index_knows_to_be_bad_count_over_their_source() -> None:
+    lengths = np.full(200, 10, np.int32)
+    lengths[:11] = 0
+    sources = [_Sized("web", lengths)]
+    refuse_bad_sources(sources, 0.06)
+    with pytest.raises(UserError, match="source web: 11 of 200 samples .*data.max_bad_rate=0.05.*web/0/0: no picture"):
+        refuse_bad_sources(sources, 0.05)
+    refuse_bad_sources([_Sized("small", lengths[8:28])], 0.05)  # 3 of 20: too few to judge by
+
+
+class _Sized:
+    def __init__(self, name: str, lengths: np.ndarray) -> None:
+        self.name, self.lengths, self.patches = name, lengths, lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def key(self, index: int) -> str:
+        return f"{self.name}/0/{index}"
+
+    def reason(self, index: int) -> str:
+        return "no picture"

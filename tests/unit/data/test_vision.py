@@ -20,6 +20,7 @@ from megatron_qwen3vl.data.vision import (
     image_grid,
     image_size,
     make_patches,
+    processor_files,
     read_limits,
     video_grid,
 )
@@ -161,3 +162,10 @@ def test_source_limits_go_first() -> None:
     assert limits.override(20, 50) == VisionLimits(20, 50, 20, 50)
     assert limits.override(None, 60) == VisionLimits(60, 60, 10, 60)
     assert limits.override(2000, None) == VisionLimits(2000, 2000, 2000, 10000)
+
+
+def test_processor_files_are_read_back_as_the_limits_they_were_made_from(tmp_path: Path) -> None:
+    limits = VisionLimits(1024, 4096, 2048, 8192)
+    for name, content in processor_files(limits, VISION).items():
+        (tmp_path / name).write_bytes(content)
+    assert read_limits(tmp_path) == limits
