@@ -89,7 +89,8 @@ def main(arguments: list[str]) -> None:
         ratio = row["peak_mb"] / rows[0]["peak_mb"]
         print(
             f"{row['tokens']:>7,} tokens, recompute {recompute}: peak {row['peak_mb']:,.0f} MB above "
-            f"{row['base_mb']:,.0f} MB, {ratio:.2f} x the first; {row['cpu_seconds']:.0f} CPU s, loss {row['loss']:.4f}",
+            f"{row['base_mb']:,.0f} MB, {ratio:.2f} x the first; "
+            f"{row['cpu_seconds']:.0f} CPU s, loss {row['loss']:.4f}",
             flush=True,
         )
 
