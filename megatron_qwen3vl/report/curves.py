@@ -114,11 +114,12 @@ def write_curves(run_dir: Path, picture: Path) -> Path:
 
 
 def _mark_stages(axes: Axes, run: Run) -> None:
-    """A dashed line where a stage begins, and above it the stage's name and sequence length."""
-    for log in run.stages:
+    """A dashed line where a stage begins, and above it the stage's name and sequence length, in two rows in turn: short
+    stages stand close together."""
+    for row, log in enumerate(run.stages):
         if log.before:
             axes.axvline(log.before + 0.5, color="#9aa5b5", linestyle=(0, (3, 3)), linewidth=0.8)
         length = whole(run.setting("stages", log.name, "sequence_length"))
         title = f"{log.name.upper()} · {length:,}" if length else log.name.upper()
         middle = log.before + (log.steps + 1) / 2
-        axes.text(middle, 1.02, title, transform=axes.get_xaxis_transform(), ha="center", color="#5c6675", fontsize=9)
+        axes.text(middle, 1.02 + 0.06 * (row % 2), title, transform=axes.get_xaxis_transform(), ha="center", color="#5c6675", fontsize=9)
