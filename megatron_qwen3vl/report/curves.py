@@ -122,4 +122,12 @@ def _mark_stages(axes: Axes, run: Run) -> None:
         length = whole(run.setting("stages", log.name, "sequence_length"))
         title = f"{log.name.upper()} · {length:,}" if length else log.name.upper()
         middle = log.before + (log.steps + 1) / 2
-        axes.text(middle, 1.02 + 0.06 * (row % 2), title, transform=axes.get_xaxis_transform(), ha="center", color="#5c6675", fontsize=9)
+        axes.annotate(
+            title,
+            (middle, 1.02 + 0.06 * (row % 2)),
+            xycoords=axes.get_xaxis_transform(),
+            ha="center",
+            color="#5c6675",
+            fontsize=9,
+            annotation_clip=False,
+        )
