@@ -35,7 +35,18 @@ from megatron_qwen3vl.train.generate import greedy
 from megatron_qwen3vl.train.ingredients import Ingredients, find_ingredients
 
 SINGLE = ParallelConfig(
-    tp=1, pp=1, vpp=1, cp=1, ep=1, etp=1, sp=False, cp_exchange="auto", recompute="none", vision_recompute="none"
+    tp=1,
+    pp=1,
+    vpp=1,
+    pipeline_layers=None,
+    visual_share=0.5,
+    cp=1,
+    ep=1,
+    etp=1,
+    sp=False,
+    cp_exchange="auto",
+    recompute="none",
+    vision_recompute="none",
 )
 SMALLEST_PICTURE = 1024  # pixels: as the mixtures' min_pixels
 

@@ -18,6 +18,8 @@ from megatron_qwen3vl.config.schema import (
     LossConfig,
     ModelConfig,
     OptimizerConfig,
+    ParallelConfig,
+    ParallelOverride,
     RunConfig,
     RunSection,
     StageConfig,
@@ -60,9 +62,7 @@ def _run_problems(config: RunConfig) -> Iterator[str]:
             yield from _stage(f"stages.{name}", config.stages[name])
     yield from _loss(config.loss)
     yield from _one_of("dtype", config.dtype, DTYPES)
-    yield from _one_of("parallel.cp_exchange", config.parallel.cp_exchange, EXCHANGES)
-    yield from _one_of("parallel.recompute", config.parallel.recompute, RECOMPUTE)
-    yield from _one_of("parallel.vision_recompute", config.parallel.vision_recompute, RECOMPUTE)
+    yield from _parallel("parallel", config.parallel)
     yield from _tokenizer(config.tokenizer)
     yield from _at_least("checkpoint.every", config.checkpoint.every, 1)
     yield from _at_least("checkpoint.keep", config.checkpoint.keep, 1)
@@ -93,6 +93,7 @@ def _evaluate_problems(config: EvaluateConfig) -> Iterator[str]:
             yield f"out={config.out}: is a folder; name a file"
         else:
             yield from _writable_folder("out", Path(config.out).absolute().parent)
+    yield from _parallel("parallel", config.parallel)
     yield from _loss(config.loss)
     yield from _one_of("dtype", config.dtype, DTYPES)
     yield from _tokenizer(config.tokenizer)
@@ -144,14 +145,19 @@ def _stage(key: str, stage: StageConfig) -> Iterator[str]:
         yield from _one_of(f"{key}.trainable", module, MODULES)
     yield from _mixture(f"{key}.mixture", stage.mixture)
     yield from _optimizer(f"{key}.optimizer", stage.optimizer)
-    own = stage.parallel
+    yield from _parallel(f"{key}.parallel", stage.parallel)
+
+
+def _parallel(key: str, parallel: ParallelConfig | ParallelOverride) -> Iterator[str]:
+    if parallel.visual_share is not None:
+        yield from _between(f"{key}.visual_share", parallel.visual_share, 0.0, 1.0)
     for name, word, words in (
-        ("cp_exchange", own.cp_exchange, EXCHANGES),
-        ("recompute", own.recompute, RECOMPUTE),
-        ("vision_recompute", own.vision_recompute, RECOMPUTE),
+        ("cp_exchange", parallel.cp_exchange, EXCHANGES),
+        ("recompute", parallel.recompute, RECOMPUTE),
+        ("vision_recompute", parallel.vision_recompute, RECOMPUTE),
     ):
         if word is not None:
-            yield from _one_of(f"{key}.parallel.{name}", word, words)
+            yield from _one_of(f"{key}.{name}", word, words)
 
 
 def _optimizer(key: str, optimizer: OptimizerConfig) -> Iterator[str]:

@@ -72,6 +72,8 @@ class ParallelConfig:
     tp: int
     pp: int
     vpp: int
+    pipeline_layers: tuple[int, ...] | None  # language layers of each part in the model's order; null: automatic
+    visual_share: float  # of positions, assumed by the automatic choice
     cp: int
     ep: int
     etp: int
@@ -88,6 +90,8 @@ class ParallelOverride:
     tp: int | None
     pp: int | None
     vpp: int | None
+    pipeline_layers: tuple[int, ...] | None
+    visual_share: float | None
     cp: int | None
     ep: int | None
     etp: int | None

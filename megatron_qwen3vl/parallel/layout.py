@@ -220,6 +220,8 @@ def resolve(parallel: ParallelConfig, override: ParallelOverride) -> ParallelCon
         tp=_pick(override.tp, parallel.tp),
         pp=_pick(override.pp, parallel.pp),
         vpp=_pick(override.vpp, parallel.vpp),
+        pipeline_layers=parallel.pipeline_layers if override.pipeline_layers is None else override.pipeline_layers,
+        visual_share=parallel.visual_share if override.visual_share is None else override.visual_share,
         cp=_pick(override.cp, parallel.cp),
         ep=_pick(override.ep, parallel.ep),
         etp=_pick(override.etp, parallel.etp),

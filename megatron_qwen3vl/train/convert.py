@@ -26,7 +26,18 @@ from megatron_qwen3vl.parallel.layout import Layout
 from megatron_qwen3vl.train.checkpoint import is_checkpoint, load_checkpoint, read_state, save_checkpoint
 
 _WHOLE = ParallelConfig(
-    tp=1, pp=1, vpp=1, cp=1, ep=1, etp=1, sp=False, cp_exchange="auto", recompute="none", vision_recompute="none"
+    tp=1,
+    pp=1,
+    vpp=1,
+    pipeline_layers=None,
+    visual_share=0.5,
+    cp=1,
+    ep=1,
+    etp=1,
+    sp=False,
+    cp_exchange="auto",
+    recompute="none",
+    vision_recompute="none",
 )
 _NO_LOSS = LossConfig(exponent=0.0, aux_coefficient=0.0, chunk_size=1)
 

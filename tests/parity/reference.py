@@ -23,7 +23,18 @@ from megatron_qwen3vl.config.schema import LossConfig, ModelConfig, ParallelConf
 VOCABULARY, IMAGE, VIDEO, START, END = 128, 120, 121, 122, 123
 KINDS = ("dense_tied", "dense_untied", "moe")
 PLAIN = ParallelConfig(
-    tp=1, pp=1, vpp=1, cp=1, ep=1, etp=1, sp=False, cp_exchange="auto", recompute="none", vision_recompute="none"
+    tp=1,
+    pp=1,
+    vpp=1,
+    pipeline_layers=None,
+    visual_share=0.5,
+    cp=1,
+    ep=1,
+    etp=1,
+    sp=False,
+    cp_exchange="auto",
+    recompute="none",
+    vision_recompute="none",
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -10,15 +10,15 @@ from megatron_qwen3vl.config.schema import (
     LearningRateScale,
     ModelConfig,
     OptimizerConfig,
-    ParallelConfig,
     ParallelOverride,
     StageConfig,
     TextConfig,
     VisionConfig,
 )
 from megatron_qwen3vl.parallel.layout import Layout, resolve
+from tests.parity.reference import PLAIN
 
-NOTHING = ParallelOverride(*[None] * 10)
+NOTHING = ParallelOverride(*[None] * len(fields(ParallelOverride)))
 TEXT = TextConfig(
     vocab_size=512,
     hidden_size=64,
@@ -137,9 +137,9 @@ def test_a_stages_own_key_is_named() -> None:
 
 
 def test_resolve_inherits_what_is_null() -> None:
-    run = ParallelConfig(2, 1, 1, 1, 1, 1, True, "auto", "none", "full")
+    run = replace(PLAIN, tp=2, sp=True, vision_recompute="full", pipeline_layers=(6,))
+    own = {"sp": False, "cp": 4, "cp_exchange": "gather", "recompute": "full", "visual_share": 0.25}
     assert resolve(run, NOTHING) == run
-    assert resolve(run, replace(NOTHING, sp=False, cp=4, cp_exchange="gather", recompute="full")) == ParallelConfig(
-        2, 1, 1, 4, 1, 1, False, "gather", "full", "full"
-    )
+    assert resolve(run, replace(NOTHING, **own)) == replace(run, **own)
+    assert resolve(run, replace(NOTHING, pipeline_layers=(4, 2))).pipeline_layers == (4, 2)
     assert Layout.from_config(run, 8).dp == 4
