@@ -6,7 +6,7 @@ place that knows megatron-core's field names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_qwen3vl.config.schema import LossConfig, ModelConfig, ParallelConfig
 from megatron_qwen3vl.errors import UserError
+from megatron_qwen3vl.model.flops import pipeline_costs
 from megatron_qwen3vl.parallel.layout import Layout
+from megatron_qwen3vl.parallel.pipeline import choose_split, split_problems
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -42,10 +44,35 @@ def aux_loss_coefficient(model: ModelConfig, loss: LossConfig) -> float:
     return model.text_config.router_aux_loss_coef if loss.aux_coefficient is None else loss.aux_coefficient
 
 
+def pipeline_layers(model: ModelConfig, parallel: ParallelConfig) -> tuple[int, ...]:
+    """Language layers of each pipeline part: ``parallel.pipeline_layers``, else the split of least cost.
+
+    Raises UserError for a split that cannot be.
+    """
+    layout = _layout(parallel)
+    shape, given = layout.shape(model), layout.pipeline_layers
+    key = "parallel.pipeline_layers"
+    problems = list(split_problems(shape, given, f"parallel.pp={parallel.pp}", key, key))
+    if problems:
+        raise UserError(problems)
+    return choose_split(shape, pipeline_costs(model, parallel.visual_share)) if given is None else given
+
+
+def _layout(parallel: ParallelConfig) -> Layout:
+    """Without data parallelism, which no part of the model's configuration depends on."""
+    return Layout.from_config(parallel, parallel.tp * parallel.pp * parallel.cp)
+
+
+def _parts(layers: Sequence[int]) -> list[list[str]]:
+    """The split in megatron-core's words."""
+    parts = [["decoder"] * count for count in layers]
+    return [["embedding", *parts[0]], *parts[1:-1], [*parts[-1], "loss"]]
+
+
 def _language(model: ModelConfig, parallel: ParallelConfig, dtype: str, loss: LossConfig) -> TransformerConfig:
     text = model.text_config
     interleaved = parallel.vpp > 1
-    layout = Layout.from_config(parallel, parallel.tp * parallel.pp * parallel.cp)
+    layout = _layout(parallel)
     exchanges_heads = layout.exchanges_heads(text.num_attention_heads, text.num_key_value_heads)
     return TransformerConfig(
         num_layers=text.num_hidden_layers,
@@ -63,6 +90,7 @@ def _language(model: ModelConfig, parallel: ParallelConfig, dtype: str, loss: Lo
         add_bias_linear=False,
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp if interleaved else None,
+        pipeline_model_parallel_layout=_parts(pipeline_layers(model, parallel)) if parallel.pp > 1 else None,
         context_parallel_size=parallel.cp,
         # The names of Transformer Engine's attention for the same two exchanges.
         cp_comm_type="a2a" if exchanges_heads else "all_gather",

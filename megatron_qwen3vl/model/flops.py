@@ -13,6 +13,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from megatron_qwen3vl.config.schema import ModelConfig
+from megatron_qwen3vl.parallel.pipeline import PipelineCosts
 
 Grid = tuple[int, int, int]  # (t, h, w) in patches
 
@@ -81,6 +82,22 @@ def training_flops(
     if vision or merger or language:
         backward += forward.language_linear * (1 + language) + 2 * forward.language_attention
     return forward.total + backward
+
+
+def pipeline_costs(model: ModelConfig, visual_share: float) -> PipelineCosts:
+    """What pipeline parts cost: ViT and mergers, one language layer, the head; of a forward pass over 4,096 positions.
+
+    The positions are assumed to be one document, ``visual_share`` of them tokens of pictures of 1,024 patches and the
+    others labels. All modules are taken to learn: backward and recompute then multiply everything alike.
+    """
+    positions, grid = 4096, (1, 32, 32)
+    tokens_per_picture = 1024 // model.vision_config.spatial_merge_size**2
+    text, picture = forward_flops(model, [positions], [], 0), forward_flops(model, [], [grid], 0)
+    return PipelineCosts(
+        first=round(positions * visual_share * picture.total / tokens_per_picture),
+        layer=text.total // model.text_config.num_hidden_layers,
+        last=forward_flops(model, [], [], round(positions * (1 - visual_share))).total,
+    )
 
 
 def count_parameters(model: ModelConfig) -> int:

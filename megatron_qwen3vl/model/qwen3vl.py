@@ -19,7 +19,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_qwen3vl.batch import Batch
 from megatron_qwen3vl.config.schema import ModelConfig, VisionConfig
-from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.model.language import LanguageModel
 from megatron_qwen3vl.model.share import Share, send_features, split_batch
 from megatron_qwen3vl.model.vision import VisionEncoder
@@ -56,13 +55,6 @@ class Qwen3VL(MegatronModule):
         if pre_process:
             self.vision = VisionEncoder(vision_config, model.vision_config, groups)
         self.language = LanguageModel(language_config, model, chunk_size, groups, pre_process, post_process, vp_stage)
-        num_layers, num_levels = len(self.language.decoder.layers), len(model.vision_config.deepstack_visual_indexes)
-        if pre_process and num_layers < num_levels:
-            # Levels beyond would be dropped in silence: they do not travel to the next chunk.
-            raise UserError(
-                f"parallel.pp and parallel.vpp leave {num_layers} layers on the first chunk, but the {num_levels} "
-                "DeepStack levels need one each; use fewer chunks"
-            )
 
     def split(self, batch: Batch) -> tuple[Batch, Share | None]:
         """What this rank works on: own batch and share under context parallelism, else the batch as it is."""

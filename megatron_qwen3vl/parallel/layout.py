@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from megatron_qwen3vl.config.schema import ModelConfig, ParallelConfig, ParallelOverride, StageConfig
+from megatron_qwen3vl.parallel.pipeline import PipelineShape, split_problems
 
-_Key = Callable[[str], str]  # axis -> the key its size came from
+_Key = Callable[[str], str]  # axis or setting -> the key its value came from
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Layout:
     """Sizes of the axes; ``vpp`` 1 is a plain pipeline, ``etp`` is the tensor axis inside experts.
 
     ``cp_exchange`` is how attention crosses context-parallel ranks: gather, all_to_all, or auto (``exchanges_heads``).
+    ``pipeline_layers`` are the language layers of each pipeline part; None leaves them to ``pipeline.choose_split``.
     """
 
     world_size: int
@@ -26,6 +28,7 @@ class Layout:
     etp: int
     sp: bool
     cp_exchange: str = "auto"
+    pipeline_layers: tuple[int, ...] | None = None
 
     @classmethod
     def from_config(cls, parallel: ParallelConfig, world_size: int) -> Layout:
@@ -39,12 +42,18 @@ class Layout:
             etp=parallel.etp,
             sp=parallel.sp,
             cp_exchange=parallel.cp_exchange,
+            pipeline_layers=parallel.pipeline_layers,
         )
 
     @property
     def dp(self) -> int:
         """Data-parallel size: what is left of the world size. Meaningful where ``problems`` finds none."""
         return self.world_size // (self.tp * self.pp * self.cp)
+
+    def shape(self, model: ModelConfig) -> PipelineShape:
+        """What the pipeline divides."""
+        num_levels = len(model.vision_config.deepstack_visual_indexes)
+        return PipelineShape(model.text_config.num_hidden_layers, num_levels, self.pp, self.vpp)
 
     def exchanges_heads(self, num_heads: int, num_key_value_heads: int) -> bool:
         """Whether context-parallel ranks exchange heads, not keys and values: by default wherever heads divide.
@@ -62,14 +71,17 @@ class Layout:
         The rules are megatron-core 0.16.1's and our model's. ``stage_name`` (s0 ... s3) is for the messages' keys.
         """
         key = _Keys(stage, stage_name)
+        own = stage.parallel
+        has_own_parts = (own.pp, own.vpp, own.pipeline_layers) != (None, None, None)
+        split_key = f"stages.{stage_name}.parallel.pipeline_layers" if has_own_parts else _run_key("pipeline_layers")
         return self._too_small(key) or [
-            *self._model_problems(key, model),
+            *self._model_problems(key, model, split_key),
             *self._batch_problems(key, stage, stage_name),
         ]
 
     def problems_without_stage(self, model: ModelConfig) -> list[str]:
         """As ``problems``, where only a model has to fit (``evaluate``)."""
-        return self._too_small(_run_key) or list(self._model_problems(_run_key, model))
+        return self._too_small(_run_key) or list(self._model_problems(_run_key, model, _run_key("pipeline_layers")))
 
     def _too_small(self, key: _Key) -> list[str]:
         """Sizes that nothing can be divided by."""
@@ -86,12 +98,16 @@ class Layout:
             if size < 1
         ]
 
-    def _model_problems(self, key: _Key, model: ModelConfig) -> Iterable[str]:
+    def _model_problems(self, key: _Key, model: ModelConfig, split_key: str) -> Iterable[str]:
+        """``split_key`` is where another split of the layers would be set."""
         yield from self._grid_problems(key)
         yield from self._tensor_problems(key, model)
         yield from self._context_problems(key, model)
         yield from self._expert_problems(key, model)
-        yield from self._pipeline_problems(key, model)
+        if self.vpp > 1 and self.pp == 1:
+            yield f"{key('vpp')}={self.vpp}: interleaving needs a pipeline; use vpp=1 or pp above 1"
+        sizes = f"{key('pp')}={self.pp}"
+        yield from split_problems(self.shape(model), self.pipeline_layers, sizes, key("pipeline_layers"), split_key)
 
     def _grid_problems(self, key: _Key) -> Iterable[str]:
         dense = self.tp * self.pp * self.cp
@@ -160,23 +176,6 @@ class Layout:
         if self.tp > 1 and not self.sp:
             yield f"{key('sp')}=false: experts with tp={self.tp} need sequence parallelism; use sp=true or tp=1"
 
-    def _pipeline_problems(self, key: _Key, model: ModelConfig) -> Iterable[str]:
-        layers = model.text_config.num_hidden_layers
-        levels = len(model.vision_config.deepstack_visual_indexes)
-        if self.vpp > 1 and self.pp == 1:
-            yield f"{key('vpp')}={self.vpp}: interleaving needs a pipeline; use vpp=1 or pp above 1"
-        chunks = self.pp * self.vpp
-        if layers % chunks:
-            yield (
-                f"{key('pp')}={self.pp}: pp x vpp = {chunks} does not divide num_hidden_layers {layers}; "
-                f"choose their product among {_choices(layers, layers)}"
-            )
-        elif chunks > 1 and layers // chunks < levels:
-            yield (
-                f"{key('pp')}={self.pp}: the first of pp x vpp = {chunks} parts has {layers // chunks} of {layers} "
-                f"layers, but the {levels} DeepStack levels must lie in it; lower pp or vpp"
-            )
-
     def _batch_problems(self, key: _Key, stage: StageConfig, stage_name: str) -> Iterable[str]:
         micro, total = stage.micro_batch_size, stage.global_batch_size
         small = [
@@ -244,6 +243,7 @@ class _Keys:
             "tp": self.stage.parallel.tp,
             "pp": self.stage.parallel.pp,
             "vpp": self.stage.parallel.vpp,
+            "pipeline_layers": self.stage.parallel.pipeline_layers,
             "cp": self.stage.parallel.cp,
             "ep": self.stage.parallel.ep,
             "etp": self.stage.parallel.etp,

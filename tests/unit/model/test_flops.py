@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_qwen3vl.model.flops import count_parameters, forward_flops, training_flops
+from megatron_qwen3vl.model.config import pipeline_layers
+from megatron_qwen3vl.model.flops import count_parameters, forward_flops, pipeline_costs, training_flops
 from tests.parity import reference as ref
 
 PUBLISHED = {"2b": 2.128, "4b": 4.438, "8b": 8.767, "32b": 33.357, "30b_a3b": 31.071, "235b_a22b": 235.670}
@@ -60,3 +61,27 @@ def test_training_flops() -> None:
     more = forward_flops(doubled, *arguments).language_linear - forward.language_linear
     text = model.text_config
     assert more == 2 * 35 * text.num_hidden_layers * 4 * text.hidden_size  # only the router grows
+
+
+def test_costs_of_the_pipeline_add_up() -> None:
+    """A quarter of 4,096 positions are four pictures; the parts sum to the whole model's forward."""
+    model = ref.read_model("8b")
+    costs = pipeline_costs(model, 0.25)
+    whole = forward_flops(model, [4096], [(1, 32, 32)] * 4, num_labels=3072)
+    assert costs.first + model.text_config.num_hidden_layers * costs.layer + costs.last == whole.total
+    assert costs.first == whole.vision_linear + whole.vision_attention + whole.merger_linear
+
+
+@pytest.mark.parametrize(("pp", "vpp"), [(2, 1), (4, 1), (8, 1), (16, 1), (8, 2)])
+def test_automatic_split_of_94_layers(pp: int, vpp: int) -> None:
+    """The ViT makes the first rank's layers fewer, the head the last one's; no rank is a layer above the mean."""
+    model = ref.read_model("235b_a22b")
+    parallel = dataclasses.replace(ref.PLAIN, pp=pp, vpp=vpp)
+    split, costs = pipeline_layers(model, parallel), pipeline_costs(model, parallel.visual_share)
+    assert (len(split), sum(split)) == (pp * vpp, 94)
+    ranks = [sum(split[rank::pp]) * costs.layer for rank in range(pp)]
+    ranks[0], ranks[-1] = ranks[0] + costs.first, ranks[-1] + costs.last
+    assert max(ranks) - sum(ranks) / pp < costs.layer
+    assert pipeline_layers(model, dataclasses.replace(parallel, visual_share=0.0))[0] > split[0] >= 3
+    by_hand = (*split[:-2], split[-2] + 1, split[-1] - 1)
+    assert pipeline_layers(model, dataclasses.replace(parallel, pipeline_layers=by_hand)) == by_hand

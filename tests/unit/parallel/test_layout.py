@@ -84,8 +84,12 @@ def problems(model: ModelConfig, world_size: int, stage: StageConfig = STAGE, **
         (DENSE, 2, {"tp": 2}),
         (DENSE, 4, {"tp": 4, "sp": True}),  # more tp than key-value heads
         (DENSE, 2, {"pp": 2}),
+        (DENSE, 3, {"pp": 3}),
+        (DENSE, 6, {"pp": 6}),
+        (DENSE, 2, {"pp": 2, "vpp": 2, "pipeline_layers": (3, 1, 1, 3)}),
         (DENSE, 2, {"cp": 2, "cp_exchange": "all_to_all"}),
         (DENSE, 8, {"tp": 2, "sp": True, "cp": 2, "pp": 2}),
+        (DENSE, 8, {"tp": 2, "sp": True}),
         (EXPERTS, 2, {"ep": 2}),
         (EXPERTS, 4, {"tp": 2, "sp": True, "ep": 2}),
         (EXPERTS, 2, {"tp": 2, "sp": True, "etp": 2}),
@@ -111,8 +115,13 @@ def test_possible_layouts(model: ModelConfig, world_size: int, axes: dict) -> No
         (EXPERTS, 5, {"etp": 5}, "parallel.etp=5", "moe_intermediate_size 24"),
         (EXPERTS, 2, {"tp": 2}, "parallel.sp=false", "sequence parallelism"),
         (DENSE, 1, {"vpp": 2}, "parallel.vpp=2", "pp above 1"),
-        (DENSE, 3, {"pp": 3}, "parallel.pp=3", "num_hidden_layers 8"),
-        (DENSE, 4, {"pp": 4}, "parallel.pp=4", "DeepStack"),
+        (DENSE, 7, {"pp": 7}, "parallel.pp=7", "the 3 DeepStack levels in the first part fill at most 6; lower pp"),
+        (DENSE, 4, {"pp": 4, "vpp": 2}, "parallel.pp=4", "4 x 2 = 8 parts, but 8 layers"),
+        (DENSE, 2, {"pp": 2, "pipeline_layers": (8,)}, "parallel.pipeline_layers=[8]", "parallel.pipeline_layers=[4,4]"),
+        (DENSE, 2, {"pp": 2, "pipeline_layers": (4, 3)}, "parallel.pipeline_layers=[4,3]", "sums to 7"),
+        (DENSE, 2, {"pp": 2, "pipeline_layers": (2, 6)}, "parallel.pipeline_layers=[2,6]", "3 DeepStack levels"),
+        (DENSE, 2, {"pp": 2, "pipeline_layers": (8, 0)}, "parallel.pipeline_layers=[8,0]", "at least one layer"),
+        (DENSE, 1, {"pipeline_layers": (4, 4)}, "parallel.pipeline_layers=[4,4]", "parallel.pipeline_layers=[8]"),
         (DENSE, 4, {"cp": 4, "cp_exchange": "all_to_all"}, "parallel.cp_exchange=all_to_all", "2 key/value heads"),
         (DENSE, 3, {"cp": 3}, "stages.s1.sequence_length=64", "multiple of 3"),
         (DENSE, 3, {}, "stages.s1.global_batch_size=8", "multiple of data-parallel size 3"),
@@ -134,6 +143,15 @@ def test_interleaving_wants_whole_groups_of_micro_batches() -> None:
 def test_a_stages_own_key_is_named() -> None:
     own = replace(STAGE, parallel=replace(NOTHING, tp=3))
     assert all(line.startswith("stages.s1.parallel.tp=3") for line in problems(DENSE, 3, own, tp=3) if "tp=3" in line)
+
+
+def test_a_list_of_the_run_does_not_fit_a_stages_pipeline() -> None:
+    """The fix is the stage's own list: another for the run would not fit the other stages."""
+    own = replace(STAGE, parallel=replace(NOTHING, pp=4))
+    (found,) = problems(DENSE, 4, own, pp=4, pipeline_layers=(3, 5))
+    assert found.startswith("parallel.pipeline_layers=[3,5]: 2 counts for pp x vpp = 4 x 1 = 4 parts")
+    assert found.endswith("use for example stages.s1.parallel.pipeline_layers=[3,1,2,2]")
+    assert problems(DENSE, 4, own, pp=4, pipeline_layers=(3, 1, 2, 2)) == []
 
 
 def test_resolve_inherits_what_is_null() -> None:
