@@ -45,6 +45,7 @@ SINGLE = ParallelConfig(
     etp=1,
     sp=False,
     cp_exchange="auto",
+    vision_dp=1,
     recompute="none",
     vision_recompute="none",
 )

@@ -79,6 +79,7 @@ class ParallelConfig:
     etp: int
     sp: bool
     cp_exchange: str  # auto, gather, all_to_all
+    vision_dp: int  # neighbouring data-parallel ranks that share the images of a micro-batch
     recompute: str  # none, selective, full
     vision_recompute: str
 
@@ -97,6 +98,7 @@ class ParallelOverride:
     etp: int | None
     sp: bool | None
     cp_exchange: str | None
+    vision_dp: int | None
     recompute: str | None
     vision_recompute: str | None
 

@@ -36,6 +36,7 @@ _WHOLE = ParallelConfig(
     etp=1,
     sp=False,
     cp_exchange="auto",
+    vision_dp=1,
     recompute="none",
     vision_recompute="none",
 )

@@ -33,6 +33,7 @@ PLAIN = ParallelConfig(
     etp=1,
     sp=False,
     cp_exchange="auto",
+    vision_dp=1,
     recompute="none",
     vision_recompute="none",
 )
