@@ -17,6 +17,7 @@ class Layout:
 
     ``cp_exchange`` is how attention crosses context-parallel ranks: gather, all_to_all, or auto (``exchanges_heads``).
     ``pipeline_layers`` are the language layers of each pipeline part; None leaves them to ``pipeline.choose_split``.
+    ``vision_dp`` neighbouring data-parallel ranks, and their context-parallel ranks, share the images of a micro-batch.
     """
 
     world_size: int
@@ -29,6 +30,7 @@ class Layout:
     sp: bool
     cp_exchange: str = "auto"
     pipeline_layers: tuple[int, ...] | None = None
+    vision_dp: int = 1
 
     @classmethod
     def from_config(cls, parallel: ParallelConfig, world_size: int) -> Layout:
@@ -43,6 +45,7 @@ class Layout:
             sp=parallel.sp,
             cp_exchange=parallel.cp_exchange,
             pipeline_layers=parallel.pipeline_layers,
+            vision_dp=parallel.vision_dp,
         )
 
     @property
@@ -94,6 +97,7 @@ class Layout:
                 ("cp", self.cp),
                 ("ep", self.ep),
                 ("etp", self.etp),
+                ("vision_dp", self.vision_dp),
             )
             if size < 1
         ]
@@ -115,6 +119,11 @@ class Layout:
             yield (
                 f"{key('tp')}={self.tp}: tp x pp x cp = {self.tp} x {self.pp} x {self.cp} = {dense} does not divide "
                 f"the {self.world_size} processes; lower one of them or start a multiple of {dense} processes"
+            )
+        elif self.dp % self.vision_dp:
+            yield (
+                f"{key('vision_dp')}={self.vision_dp}: does not divide the data-parallel size {self.dp}; "
+                f"use {_choices(self.dp, self.dp)}"
             )
         expert = self.etp * self.ep * self.pp
         if self.world_size % expert:
@@ -226,6 +235,7 @@ def resolve(parallel: ParallelConfig, override: ParallelOverride) -> ParallelCon
         etp=_pick(override.etp, parallel.etp),
         sp=parallel.sp if override.sp is None else override.sp,
         cp_exchange=override.cp_exchange or parallel.cp_exchange,
+        vision_dp=_pick(override.vision_dp, parallel.vision_dp),
         recompute=override.recompute or parallel.recompute,
         vision_recompute=override.vision_recompute or parallel.vision_recompute,
     )
@@ -249,6 +259,7 @@ class _Keys:
             "etp": self.stage.parallel.etp,
             "sp": self.stage.parallel.sp,
             "cp_exchange": self.stage.parallel.cp_exchange,
+            "vision_dp": self.stage.parallel.vision_dp,
         }[axis]
         return f"parallel.{axis}" if own is None else f"stages.{self.stage_name}.parallel.{axis}"
 

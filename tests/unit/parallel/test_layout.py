@@ -89,7 +89,7 @@ def problems(model: ModelConfig, world_size: int, stage: StageConfig = STAGE, **
         (DENSE, 2, {"pp": 2, "vpp": 2, "pipeline_layers": (3, 1, 1, 3)}),
         (DENSE, 2, {"cp": 2, "cp_exchange": "all_to_all"}),
         (DENSE, 8, {"tp": 2, "sp": True, "cp": 2, "pp": 2}),
-        (DENSE, 8, {"tp": 2, "sp": True}),
+        (DENSE, 8, {"tp": 2, "sp": True, "vision_dp": 2}),
         (EXPERTS, 2, {"ep": 2}),
         (EXPERTS, 4, {"tp": 2, "sp": True, "ep": 2}),
         (EXPERTS, 2, {"tp": 2, "sp": True, "etp": 2}),
@@ -124,6 +124,9 @@ def test_possible_layouts(model: ModelConfig, world_size: int, axes: dict) -> No
         (DENSE, 1, {"pipeline_layers": (4, 4)}, "parallel.pipeline_layers=[4,4]", "parallel.pipeline_layers=[8]"),
         (DENSE, 4, {"cp": 4, "cp_exchange": "all_to_all"}, "parallel.cp_exchange=all_to_all", "2 key/value heads"),
         (DENSE, 3, {"cp": 3}, "stages.s1.sequence_length=64", "multiple of 3"),
+        (DENSE, 4, {"vision_dp": 0}, "parallel.vision_dp=0", "at least 1"),
+        (DENSE, 4, {"vision_dp": 3}, "parallel.vision_dp=3", "data-parallel size 4; use 1, 2 or 4"),
+        (DENSE, 4, {"tp": 2, "vision_dp": 4}, "parallel.vision_dp=4", "data-parallel size 2; use 1 or 2"),
         (DENSE, 3, {}, "stages.s1.global_batch_size=8", "multiple of data-parallel size 3"),
     ],
 )
@@ -156,7 +159,7 @@ def test_a_list_of_the_run_does_not_fit_a_stages_pipeline() -> None:
 
 def test_resolve_inherits_what_is_null() -> None:
     run = replace(PLAIN, tp=2, sp=True, vision_recompute="full", pipeline_layers=(6,))
-    own = {"sp": False, "cp": 4, "cp_exchange": "gather", "recompute": "full", "visual_share": 0.25}
+    own = {"sp": False, "cp": 4, "cp_exchange": "gather", "recompute": "full", "visual_share": 0.25, "vision_dp": 2}
     assert resolve(run, NOTHING) == run
     assert resolve(run, replace(NOTHING, **own)) == replace(run, **own)
     assert resolve(run, replace(NOTHING, pipeline_layers=(4, 2))).pipeline_layers == (4, 2)
