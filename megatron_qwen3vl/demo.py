@@ -48,6 +48,8 @@ SINGLE = ParallelConfig(
     vision_dp=1,
     recompute="none",
     vision_recompute="none",
+    overlap=False,
+    bucket_size=None,
 )
 SMALLEST_PICTURE = 1024  # pixels: as the mixtures' min_pixels
 

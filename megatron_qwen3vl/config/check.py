@@ -158,6 +158,8 @@ def _parallel(key: str, parallel: ParallelConfig | ParallelOverride) -> Iterator
     ):
         if word is not None:
             yield from _one_of(f"{key}.{name}", word, words)
+    if parallel.bucket_size is not None:
+        yield from _at_least(f"{key}.bucket_size", parallel.bucket_size, 1)
 
 
 def _optimizer(key: str, optimizer: OptimizerConfig) -> Iterator[str]:

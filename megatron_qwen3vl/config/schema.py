@@ -82,6 +82,8 @@ class ParallelConfig:
     vision_dp: int  # neighbouring data-parallel ranks that share the images of a micro-batch
     recompute: str  # none, selective, full
     vision_recompute: str
+    overlap: bool  # gradient reduction and weight gathering with computation
+    bucket_size: int | None  # weights per message of these two; null: megatron-core's choice
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class ParallelOverride:
     vision_dp: int | None
     recompute: str | None
     vision_recompute: str | None
+    overlap: bool | None
+    bucket_size: int | None
 
 
 @dataclass(frozen=True)

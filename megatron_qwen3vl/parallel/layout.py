@@ -238,6 +238,8 @@ def resolve(parallel: ParallelConfig, override: ParallelOverride) -> ParallelCon
         vision_dp=_pick(override.vision_dp, parallel.vision_dp),
         recompute=override.recompute or parallel.recompute,
         vision_recompute=override.vision_recompute or parallel.vision_recompute,
+        overlap=parallel.overlap if override.overlap is None else override.overlap,
+        bucket_size=parallel.bucket_size if override.bucket_size is None else override.bucket_size,
     )
 
 

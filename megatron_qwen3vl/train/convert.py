@@ -18,7 +18,8 @@ from megatron_qwen3vl.convert.names import NameTable
 from megatron_qwen3vl.convert.safetensors_files import WeightFiles
 from megatron_qwen3vl.convert.source_layout import layout_of, read_side_files
 from megatron_qwen3vl.errors import UserError
-from megatron_qwen3vl.model.build import build_chunks, global_parameters
+from megatron_qwen3vl.model.build import build_chunks
+from megatron_qwen3vl.model.experts import single_expert
 from megatron_qwen3vl.model.qwen3vl import Qwen3VL
 from megatron_qwen3vl.parallel.device import start_device
 from megatron_qwen3vl.parallel.groups import Groups, shutdown, start_groups, world_size
@@ -39,6 +40,8 @@ _WHOLE = ParallelConfig(
     vision_dp=1,
     recompute="none",
     vision_recompute="none",
+    overlap=False,
+    bucket_size=None,
 )
 _NO_LOSS = LossConfig(exponent=0.0, aux_coefficient=0.0, chunk_size=1)
 
@@ -120,6 +123,7 @@ def _build(model: ModelConfig, dtypes: Mapping[str, torch.dtype], groups: Groups
     chunks = build_chunks(model, _WHOLE, groups, "float32", _NO_LOSS)
     entries = NameTable.of(model, transposed_experts=False).entries
     for chunk in chunks:
-        for name, parameter in global_parameters(chunk):
-            parameter.data = torch.empty(parameter.shape, dtype=dtypes[entries[name].rule.ours])
+        for name, parameter in chunk.named_parameters():  # one process: the names are those of the whole model
+            row = single_expert(name, parameter, 0)[0] if ".experts." in name else name
+            parameter.data = torch.empty(parameter.shape, dtype=dtypes[entries[row].rule.ours])
     return chunks

@@ -36,6 +36,8 @@ PLAIN = ParallelConfig(
     vision_dp=1,
     recompute="none",
     vision_recompute="none",
+    overlap=True,
+    bucket_size=None,
 )
 
 
