@@ -32,6 +32,9 @@ usage: megatron-qwen3vl COMMAND ...
   data build RECIPE OUT                   make shards from a domain recipe
   data index PATH [key=value ...]         index existing tar files
   data inspect PATH [key=value ...]       what a shard folder or a mixture holds
+  data sheet SHARDS OUT.png               a picture of some of the samples that shards hold
+  data tokenizer SOURCE OUT               Qwen's tokenizer from its public vocabulary: a qwen.tiktoken,
+                                          a wheel that holds it, or pypi:dashscope to fetch that wheel
   report RUN_DIR                          one HTML page about a run
 
 `pretrain --help` and `evaluate --help` list every key with its default. The same command runs under
@@ -126,9 +129,15 @@ def _convert(arguments: list[str]) -> int:
 
 
 def _data(arguments: list[str]) -> int:
-    actions = {"build": _data_build, "index": _data_index, "inspect": _data_inspect}
+    actions = {
+        "build": _data_build,
+        "index": _data_index,
+        "inspect": _data_inspect,
+        "sheet": _data_sheet,
+        "tokenizer": _data_tokenizer,
+    }
     if not arguments or arguments[0] not in actions:
-        raise UserError("data: say what to do: data build RECIPE OUT, data index PATH or data inspect PATH")
+        raise UserError(f"data: say what to do: {', '.join(actions)} (see --help)")
     return actions[arguments[0]](arguments[1:])
 
 
@@ -165,6 +174,25 @@ def _data_inspect(arguments: list[str]) -> int:
     from megatron_qwen3vl.data.inspect import inspect_path
 
     print(inspect_path(find_path(str(path)), ingredients.tokenizer, ingredients.limits, model))
+    return DONE
+
+
+def _data_tokenizer(arguments: list[str]) -> int:
+    source, out = _positional("data tokenizer", arguments, ("SOURCE", "OUT"))
+
+    from megatron_qwen3vl.data.qwen_tokenizer import PUBLISHED_SHA256, rebuild
+
+    names = rebuild(source, Path(out))
+    print(f"{out}: {', '.join(names)}; {', '.join(PUBLISHED_SHA256)} equal the published files")
+    return DONE
+
+
+def _data_sheet(arguments: list[str]) -> int:
+    shards, out = _positional("data sheet", arguments, ("SHARDS", "OUT.png"))
+
+    from megatron_qwen3vl.recipes.contact_sheet import write_sheet
+
+    print(f"{out}: {write_sheet(Path(shards), Path(out))} samples")
     return DONE
 
 

@@ -87,6 +87,7 @@ def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
         ["data", "build", "nowhere.yaml", "out"],
         ["data", "index", "nowhere"],
         ["data", "inspect", "nowhere.yaml"],
+        ["data", "sheet", "nowhere", "out.png"],
         ["report"],
         ["report", "nowhere"],
         ["pretrain", "--unknown"],
