@@ -22,6 +22,7 @@ from megatron.core.transformer.module import Float16Module
 
 from megatron_qwen3vl.config.schema import LossConfig, ModelConfig, ParallelConfig
 from megatron_qwen3vl.model.config import transformer_config
+from megatron_qwen3vl.model.experts import single_expert
 from megatron_qwen3vl.model.qwen3vl import Qwen3VL
 from megatron_qwen3vl.parallel.groups import Groups
 
@@ -99,7 +100,8 @@ def module_of(name: str) -> str:
 def global_parameters(chunk: Qwen3VL) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """A chunk's parameters under the names they have in the whole model: layers and experts counted globally.
 
-    A tied output matrix carries the embedding's name.
+    Experts come one by one, as views of the parameter that holds those of this rank. A tied output matrix carries the
+    embedding's name.
     """
     layers = chunk.language.decoder.layers
     offset = layers[0].layer_number - 1 if len(layers) else 0
@@ -114,7 +116,12 @@ def global_parameters(chunk: Qwen3VL) -> Iterator[tuple[str, torch.nn.Parameter]
         if name == "language.output_layer.weight" and chunk.share_embeddings_and_output_weights:
             name = "language.embedding.word_embeddings.weight"
         name = shift(name, r"^(language\.decoder\.layers\.)(\d+)", offset)
-        yield shift(name, r"(\.local_experts\.)(\d+)", first_expert), parameter
+        if ".experts." not in name:
+            yield name, parameter
+            continue
+        for index in range(len(parameter)):
+            own_name, view = single_expert(name, parameter, index)
+            yield shift(own_name, r"(\.local_experts\.)(\d+)", first_expert), view
 
 
 def initialize(chunks: Sequence[Qwen3VL], model: ModelConfig, seed: int) -> None:

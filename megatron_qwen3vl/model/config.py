@@ -80,7 +80,7 @@ def _language(model: ModelConfig, parallel: ParallelConfig, dtype: str, loss: Lo
         num_attention_heads=text.num_attention_heads,
         num_query_groups=text.num_key_value_heads,
         kv_channels=text.head_dim,
-        # The experts' width, where there are experts: SequentialMLP copies the whole configuration when they differ.
+        # The experts' width, where there are experts: no layer is dense then.
         ffn_hidden_size=text.moe_intermediate_size if text.num_experts else text.intermediate_size,
         gated_linear_unit=True,
         activation_func=_activation("model.text_config.hidden_act", text.hidden_act),

@@ -21,7 +21,6 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
-from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -33,6 +32,7 @@ from megatron_qwen3vl.batch import IGNORE, Batch
 from megatron_qwen3vl.config.schema import ModelConfig
 from megatron_qwen3vl.model.attention import PackedAttention, make_spans
 from megatron_qwen3vl.model.context import make_context
+from megatron_qwen3vl.model.experts import Experts
 from megatron_qwen3vl.model.layer import Layer
 from megatron_qwen3vl.model.norm import RMSNorm
 from megatron_qwen3vl.model.rotary import mrope_angles
@@ -196,11 +196,10 @@ def _block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerB
 
 
 def _layer_spec(config: TransformerConfig) -> ModuleSpec:
-    linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     if config.num_moe_experts:
-        experts = ModuleSpec(module=SequentialMLP, submodules=linears)
-        mlp = ModuleSpec(module=MoELayer, submodules=MoESubmodules(experts=experts))
+        mlp = ModuleSpec(module=MoELayer, submodules=MoESubmodules(experts=ModuleSpec(module=Experts)))
     else:
+        linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
         mlp = ModuleSpec(module=MLP, submodules=linears)
     return ModuleSpec(
         module=DeepStackLayer,

@@ -10,7 +10,7 @@ import torch
 
 from megatron_qwen3vl.batch import IGNORE, Batch
 from megatron_qwen3vl.config.schema import LossConfig, ModelConfig, ParallelConfig
-from megatron_qwen3vl.model.build import build_chunks
+from megatron_qwen3vl.model.build import build_chunks, global_parameters
 from megatron_qwen3vl.model.qwen3vl import Qwen3VL
 from megatron_qwen3vl.parallel.device import start_device
 from megatron_qwen3vl.parallel.groups import Groups, shutdown, start_groups
@@ -40,7 +40,7 @@ class Pair:
             self.model, replace(parallel, **changes), self.groups, "float32", loss or ref.loss_config()
         )
         weights = ref.ours_from_transformers(dict(self.twin.state_dict()), self.model)
-        parameters = dict(chunk.named_parameters())
+        parameters = dict(global_parameters(chunk))
         assert parameters.keys() == weights.keys(), parameters.keys() ^ weights.keys()
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -84,6 +84,6 @@ def backward(chunk: torch.nn.Module, batches: list[Batch], total: float) -> floa
 
 def gradients(chunk: Qwen3VL) -> dict[str, torch.Tensor]:
     """Every parameter's gradient; a missing one is an error, not a zero."""
-    missing = [name for name, parameter in chunk.named_parameters() if parameter.grad is None]
+    missing = [name for name, parameter in global_parameters(chunk) if parameter.grad is None]
     assert not missing, missing
-    return {name: parameter.grad for name, parameter in chunk.named_parameters()}
+    return {name: parameter.grad for name, parameter in global_parameters(chunk)}

@@ -32,7 +32,7 @@ def test_shapes_equal_transformers(name: str, groups: Groups) -> None:
         twin = make(ref.transformers_config(model))
         (chunk,) = build_chunks(model, ref.PLAIN, groups, "bfloat16", ref.loss_config())
         expected = ref.ours_from_transformers(dict(twin.named_parameters()) | dict(twin.state_dict()), model)
-    own = dict(chunk.named_parameters())
+    own = dict(global_parameters(chunk))
     assert {n: tuple(p.shape) for n, p in own.items()} == {n: tuple(p.shape) for n, p in expected.items()}
     assert all(parameter.is_meta for parameter in own.values())
     counts = dict.fromkeys(("vision", "merger", "language"), 0)
