@@ -18,8 +18,9 @@ from megatron_qwen3vl.recipes.reader import ReadSample, read_samples
 COLUMNS, ROWS = 4, 3
 TILE, PICTURE, TEXT_LINES, LINE, GAP = 260, 200, 9, 13, 8  # pixels, but TEXT_LINES
 CONSIDERED = 240  # samples from the start among which those shown are spread
-LARGEST = 150_000  # bytes of the file
-MARK = (220, 30, 90)
+LARGEST, COLOURS = 150_000, 96  # bytes and colours of the file
+CELLS = (1, 4, 9)  # pictures that are shown of a sample with several
+MARK, GROUND = (220, 30, 90), (225, 228, 232)
 
 _NUMBER = r"\s*(-?\d+)\s*"
 _BOXES = (
@@ -42,12 +43,13 @@ def write_sheet(shards: Path, out: Path) -> int:
     samples = list(islice(read_samples(shards), CONSIDERED))
     count = min(len(samples), COLUMNS * ROWS)
     shown = [samples[i * len(samples) // count] for i in range(count)]
-    tile_height = PICTURE + TEXT_LINES * LINE + GAP
-    rows = -(-count // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * (TILE + GAP) + GAP, rows * (tile_height + GAP) + GAP), (225, 228, 232))
-    for number, sample in enumerate(shown):
-        place = (GAP + number % COLUMNS * (TILE + GAP), GAP + number // COLUMNS * (tile_height + GAP))
-        sheet.paste(_tile(sample, tile_height), place)
+    tiles = [_tile(sample) for sample in shown]
+    height = max(tile.height for tile in tiles)
+    sheet = Image.new("RGB", (COLUMNS * (TILE + GAP) + GAP, -(-count // COLUMNS) * (height + GAP) + GAP), GROUND)
+    for number, tile in enumerate(tiles):
+        whole = Image.new("RGB", (TILE, height), "white")
+        whole.paste(tile)
+        sheet.paste(whole, (GAP + number % COLUMNS * (TILE + GAP), GAP + number // COLUMNS * (height + GAP)))
     try:
         out.write_bytes(_small_png(sheet))
     except OSError as error:
@@ -56,36 +58,36 @@ def write_sheet(shards: Path, out: Path) -> int:
 
 
 def _small_png(sheet: Image.Image) -> bytes:
-    """With as many colours as the size allows; a sheet of photographs is also made smaller."""
-    for scale in (1.0, 0.85, 0.7, 0.5):
+    """As large as the bytes allow. Rare colours are kept: a small figure's colour is what its sample speaks of."""
+    for scale in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5):
         small = sheet.resize((round(sheet.width * scale), round(sheet.height * scale)), Image.Resampling.LANCZOS)
-        for colours in (128, 48, 24):
-            buffer = io.BytesIO()
-            small.quantize(colours, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-            if buffer.tell() <= LARGEST:
-                return buffer.getvalue()
+        buffer = io.BytesIO()
+        flat = small.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        flat.save(buffer, "PNG", optimize=True)
+        if buffer.tell() <= LARGEST:
+            break
     return buffer.getvalue()
 
 
-def _tile(sample: ReadSample, height: int) -> Image.Image:
-    tile = Image.new("RGB", (TILE, height), "white")
+def _tile(sample: ReadSample) -> Image.Image:
     words = "\n".join(part["text"] for part in sample.parts if part["type"] == "text")
-    pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in sample.images[: _CELLS[-1]]]
+    pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in sample.images[: CELLS[-1]]]
     if len(sample.images) == 1:
         _mark(pictures[0], words)
-    _place(tile, pictures)
     top = PICTURE + 4 if pictures else 4
-    _write(tile, words, top, (height - top) // LINE)
+    font = ImageFont.truetype(font_for(words), 10)
+    lines = _wrap(words, font, TEXT_LINES if pictures else TEXT_LINES + PICTURE // LINE)
+    tile = Image.new("RGB", (TILE, top + len(lines) * LINE + GAP), "white")
+    _place(tile, pictures)
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(tile).text((4, top + number * LINE), line, (20, 20, 30), font)
     return tile
-
-
-_CELLS = (1, 4, 9)  # pictures that are shown of a sample with several
 
 
 def _place(tile: Image.Image, pictures: Sequence[Image.Image]) -> None:
     if not pictures:
         return
-    side = next(n for n, cells in enumerate(_CELLS, 1) if len(pictures) <= cells)
+    side = next(n for n, cells in enumerate(CELLS, 1) if len(pictures) <= cells)
     width, height = TILE // side, PICTURE // side
     for number, picture in enumerate(pictures):
         scale = min(width / picture.width, height / picture.height)
@@ -113,20 +115,15 @@ def _mark(picture: Image.Image, words: str) -> None:
         draw.ellipse((x - 3 * line, y - 3 * line, x + 3 * line, y + 3 * line), MARK, "white")
 
 
-def _write(tile: Image.Image, words: str, top: int, lines: int) -> None:
-    """The beginning of the text, wrapped by width; what is left out shows as an ellipsis."""
-    draw = ImageDraw.Draw(tile)
-    font = ImageFont.truetype(font_for(words), 10)
-    wrapped: list[str] = []
+def _wrap(words: str, font: ImageFont.FreeTypeFont, most: int) -> list[str]:
+    """The beginning of the text in lines that fit; an ellipsis stands for what is left out."""
+    lines: list[str] = []
     for line in words.splitlines():
         rest = line
-        while rest and len(wrapped) <= lines:
-            fits = next((n for n in range(min(len(rest), 70), 0, -1) if draw.textlength(rest[:n], font) < TILE - 8), 1)
+        while rest and len(lines) <= most:
+            fits = next((n for n in range(min(len(rest), 70), 0, -1) if font.getlength(rest[:n]) < TILE - 8), 1)
             space = rest.rfind(" ", 0, fits)
             cut = space if fits < len(rest) and space > fits // 2 else fits
-            wrapped.append(rest[:cut])
+            lines.append(rest[:cut])
             rest = rest[cut:].lstrip()
-    if len(wrapped) > lines:
-        wrapped = [*wrapped[: lines - 1], "…"]
-    for number, line in enumerate(wrapped):
-        draw.text((4, top + number * LINE), line, (20, 20, 30), font)
+    return lines if len(lines) <= most else [*lines[: most - 1], "…"]
