@@ -183,6 +183,7 @@ class LossConfig:
 class CheckpointConfig:
     every: int
     keep: int
+    asynchronous: bool
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import datetime
 import os
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -34,7 +34,8 @@ class Groups:
     """This process's place in the grid, and its group of each axis.
 
     ``model_parallel`` holds the ranks that work on the same packs (tp x cp x pp; megatron's group of that name leaves
-    cp out), ``dp_cp`` those that hold the same parameters. On one pipeline rank both ``is_first_stage`` and
+    cp out), ``dp_cp`` those that hold the same parameters, ``vision`` those that share the images of a micro-batch:
+    context-parallel ranks of ``vision_dp`` data-parallel neighbours, one neighbour's after the other's. On one pipeline rank both ``is_first_stage`` and
     ``is_last_stage`` hold.
     """
 
@@ -60,6 +61,7 @@ class Groups:
     cp: dist.ProcessGroup
     pp: dist.ProcessGroup
     ep: dist.ProcessGroup
+    vision: dist.ProcessGroup
     model_parallel: dist.ProcessGroup
 
     @property
@@ -136,6 +138,7 @@ def start_groups(layout: Layout, device: Device, seed: int = 0) -> Groups:
         cp=parallel_state.get_context_parallel_group(),
         pp=parallel_state.get_pipeline_model_parallel_group(),
         ep=parallel_state.get_expert_model_parallel_group(),
+        vision=_vision_group(layout, place.rank),
         model_parallel=_model_parallel_group(layout, place.rank),
     )
 
@@ -165,6 +168,26 @@ def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     box: list[T | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(box, value, group=group)
     return cast("list[T]", box)
+
+
+def gather_to_first_rank(value: T) -> list[T]:
+    """The values of all ranks, by rank, on the first one; nothing on the others. They must pickle."""
+    box: list[T | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, box, dst=0)
+    return cast("list[T]", box or [])
+
+
+def gather_integers(values: np.ndarray, group: dist.ProcessGroup, device: torch.device) -> list[np.ndarray]:
+    """The int64 [any length] of all ranks of the group, by rank, on every rank: two small all-gathers."""
+    size = dist.get_world_size(group)
+    lengths = torch.empty(size, dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(lengths, torch.tensor([len(values)], device=device), group=group)
+    by_rank = lengths.tolist()
+    padded = torch.zeros(max(by_rank), dtype=torch.int64)
+    padded[: len(values)] = torch.from_numpy(values)
+    table = torch.empty(size * len(padded), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(table, padded.to(device), group=group)
+    return [row[:length] for row, length in zip(table.cpu().numpy().reshape(size, -1), by_rank, strict=True)]
 
 
 def from_first_rank(ask: Callable[[], T]) -> T:
@@ -215,13 +238,31 @@ def _join(place: Place, device: Device) -> None:
 
 
 def _model_parallel_group(layout: Layout, rank: int) -> dist.ProcessGroup:
+    return _create_groups(_ranks(layout, "tp-cp-pp"), rank, "TENSOR_CONTEXT_PIPELINE")
+
+
+def _vision_group(layout: Layout, rank: int) -> dist.ProcessGroup:
+    if layout.vision_dp == 1:
+        return parallel_state.get_context_parallel_group()
+    size = layout.vision_dp * layout.cp
+    blocks = [ranks[i : i + size] for ranks in _ranks(layout, "cp-dp") for i in range(0, len(ranks), size)]
+    return _create_groups(blocks, rank, "VISION")
+
+
+def _ranks(layout: Layout, axes: str) -> list[list[int]]:
+    """The ranks along these axes, in the order of the grid."""
     grid = parallel_state.RankGenerator(
         tp=layout.tp, ep=1, dp=layout.dp, pp=layout.pp, cp=layout.cp, order="tp-cp-ep-dp-pp"
     )
+    return cast("list[list[int]]", grid.get_ranks(axes))
+
+
+def _create_groups(all_ranks: Sequence[list[int]], rank: int, description: str) -> dist.ProcessGroup:
+    """The one of these groups that this rank is in; every rank takes part in making each."""
     own = None
-    for ranks in grid.get_ranks("tp-cp-pp"):
+    for ranks in all_ranks:
         group = parallel_state.create_group(
-            ranks, timeout=datetime.timedelta(minutes=TIMEOUT_MINUTES), group_desc="TENSOR_CONTEXT_PIPELINE"
+            ranks, timeout=datetime.timedelta(minutes=TIMEOUT_MINUTES), group_desc=description
         )
         if rank in ranks:
             own = group

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_qwen3vl.config.schema import RunConfig
 from megatron_qwen3vl.errors import UserError
-from megatron_qwen3vl.train.checkpoint import is_checkpoint, read_state
+from megatron_qwen3vl.train.checkpoint import complete_checkpoints, is_checkpoint, read_state
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def checkpoints(run_dir: Path) -> list[tuple[Path, dict]]:
     """All complete checkpoints of a run, oldest first by the number of updates behind them."""
     found = [
         (folder, _state_of_a_run(folder))
-        for folder in sorted((run_dir / "checkpoints").glob("*/step_????????"))
-        if is_checkpoint(folder)
+        for stage in sorted((run_dir / "checkpoints").glob("*"))
+        for folder in complete_checkpoints(stage)
     ]
     return sorted(found, key=lambda item: (item[1]["total_steps"], item[1]["step"]))
 

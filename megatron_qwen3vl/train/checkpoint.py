@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +27,14 @@ import torch.distributed.checkpoint as torch_checkpoint
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject
-from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.utils import unwrap_model
 
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.parallel.groups import Groups, from_first_rank
+from megatron_qwen3vl.train.disk import Disk
+from megatron_qwen3vl.train.forward import complete_weights
 
 FORMAT = 1
 STATE = "state.json"
@@ -68,40 +62,6 @@ _INDEX_NAMES = {
 _LEFTOVER = re.compile(r"\.step_\d{8}\.(new|old|dead)")
 
 
-def save_checkpoint(
-    folder: Path,
-    chunks: Sequence[torch.nn.Module],
-    optimizer: ChainedOptimizer | None,
-    state: Mapping[str, Any],
-    groups: Groups,
-    files: Mapping[str, bytes] | None = None,
-) -> None:
-    """Write ``folder``, complete or not at all; one that is there already is replaced. Collective over all ranks.
-
-    ``state`` must be JSON. ``files`` are further files by their path inside the folder. Raises UserError when the disk
-    refuses.
-    """
-    new = folder.parent / f".{folder.name}.new"
-    content = json.dumps({"format": FORMAT, "state": state}, indent=1).encode()
-
-    def begin() -> None:
-        clean_leftovers(folder.parent)
-        (new / TENSORS).mkdir(parents=True)
-
-    def finish() -> None:
-        for name, data in {**(files or {}), STATE: content}.items():
-            path = new / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        _sync_tree(new)
-        _replace(folder, new)
-
-    from_first_rank(lambda: _writing(folder, begin))
-    tree = _sharded_tree(chunks, optimizer, groups, is_loading=False)
-    dist_checkpointing.save(tree, str(new / TENSORS), sharded_strategy=_DirectWriter("torch_dist", 1))
-    from_first_rank(lambda: _writing(folder, finish))
-
-
 def load_checkpoint(
     folder: Path, chunks: Sequence[torch.nn.Module], optimizer: ChainedOptimizer | None, groups: Groups
 ) -> dict[str, Any]:
@@ -114,7 +74,7 @@ def load_checkpoint(
     """
     state = from_first_rank(lambda: _checked_state(folder))
     source = str(folder / TENSORS)
-    tree = _sharded_tree(chunks, optimizer, groups, is_loading=True)
+    tree = sharded_tree(chunks, optimizer, groups, is_loading=True)
     begun = False
     try:
         if optimizer is not None:
@@ -153,51 +113,49 @@ def is_checkpoint(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (STATE, f"{TENSORS}/.metadata", f"{TENSORS}/metadata.json"))
 
 
+def complete_checkpoints(root: Path) -> list[Path]:
+    """The complete checkpoints under ``root``, ascending by step; none where there is no such folder."""
+    if not root.is_dir():
+        return []
+    named = [path for path in root.iterdir() if _NAME.fullmatch(path.name) or _is_sole(path)]
+    return sorted((path for path in named if is_checkpoint(path)), key=lambda path: path.name.lstrip("."))
+
+
 def latest_checkpoint(root: Path) -> Path | None:
     """The complete checkpoint of the highest step under ``root``, or None."""
-    found = _complete(root)
+    found = complete_checkpoints(root)
     return found[-1] if found else None
 
 
-def prune(root: Path, keep: int) -> None:
+def prune(root: Path, keep: int, disk: Disk) -> None:
     """Delete all but the newest ``keep`` checkpoints under ``root``. For one rank."""
-    clean_leftovers(root)
-    for folder in _complete(root)[:-keep]:
+    clean_leftovers(root, disk)
+    for folder in complete_checkpoints(root)[:-keep]:
         dead = root / f".{folder.name}.dead"
-        folder.rename(dead)  # hidden first: a deletion that is killed leaves nothing that looks complete
-        shutil.rmtree(dead)
+        disk.rename(folder, dead)  # hidden first: a deletion that is killed leaves nothing that looks complete
+        disk.remove(dead)
 
 
-def clean_leftovers(root: Path) -> None:
+def clean_leftovers(root: Path, disk: Disk) -> None:
     """Remove what killed saves and deletions left under ``root``. For one rank."""
     for path in list(root.glob(".step_*")):
         if _LEFTOVER.fullmatch(path.name) is None:
             continue
-        final = root / path.stem.removeprefix(".")
-        if path.suffix == ".old" and not final.exists():
-            path.rename(final)  # killed between the two renames of a replacement: the old one is whole
+        if _is_sole(path):
+            disk.rename(path, root / path.stem.removeprefix("."))
         else:
-            shutil.rmtree(path)
+            disk.remove(path)
 
 
-class _DirectWriter(SaveShardedStrategy):
-    """Writes with torch's plain file writer, flushed to the disk.
-
-    megatron's default writer starts a helper process by the spawn method (seconds, and it hangs in scripts without a
-    ``__main__`` guard) and forks one more per file.
-    """
-
-    @property
-    def can_handle_sharded_objects(self) -> bool:
-        return True
-
-    def save(self, sharded_state_dict: dict, checkpoint_dir: str | Path) -> None:
-        grouped, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
-        torch_checkpoint.save(
-            mcore_to_pyt_state_dict(grouped, False),
-            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir, sync_files=True),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
-        )
+def put_in_place(folder: Path, new: Path, disk: Disk) -> None:
+    """Give ``new``, flushed to the disk, its name; a folder that has it already goes."""
+    old = folder.parent / f".{folder.name}.old"
+    if folder.exists():
+        disk.rename(folder, old)
+    disk.rename(new, folder)
+    disk.sync_folder(folder.parent)
+    if old.exists():
+        disk.remove(old)
 
 
 def _named_chunks(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, MegatronModule]]:
@@ -205,7 +163,7 @@ def _named_chunks(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Mega
         yield (f"model{index}" if len(chunks) > 1 else "model"), unwrap_model(chunk)
 
 
-def _sharded_tree(
+def sharded_tree(
     chunks: Sequence[torch.nn.Module], optimizer: ChainedOptimizer | None, groups: Groups, is_loading: bool
 ) -> dict[str, Any]:
     """What megatron-core saves or loads: sharded tensors by chunk, those of the optimizer, and its step count.
@@ -213,6 +171,8 @@ def _sharded_tree(
     Only tensors and the step come from the optimizer. The rest of its state (how many parts it has, their groups)
     belongs to a layout: with ep=1 the experts are part of the first optimizer, else they have their own.
     """
+    if not is_loading:
+        complete_weights(chunks)
     metadata = {
         "distrib_optim_sharding_type": SHARDING,
         "distrib_optim_fully_reshardable_mem_efficient": False,
@@ -283,41 +243,8 @@ def _check_index(path: Path) -> None:
         raise UserError(f"{path}: not the index of a checkpoint ({error}); use another checkpoint") from None
 
 
-def _complete(root: Path) -> list[Path]:
-    """Ascending by step."""
-    if not root.is_dir():
-        return []
-    return sorted(path for path in root.iterdir() if _NAME.fullmatch(path.name) and is_checkpoint(path))
-
-
-def _replace(folder: Path, new: Path) -> None:
-    old = folder.parent / f".{folder.name}.old"
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    _sync(folder.parent)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def _sync_tree(folder: Path) -> None:
-    """Flush all files of a folder, then the folders, so that a rename never outruns its contents."""
-    for parent, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            _sync(Path(parent) / name)
-        _sync(Path(parent))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _writing(folder: Path, act: Callable[[], None]) -> None:
-    try:
-        act()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error}); free the disk or choose another run.dir") from error
+def _is_sole(path: Path) -> bool:
+    """Whether it is the old folder of a replacement that was killed between its two renames: it is whole."""
+    if _LEFTOVER.fullmatch(path.name) is None or path.suffix != ".old":
+        return False
+    return not path.with_name(path.stem.removeprefix(".")).exists()

@@ -24,7 +24,8 @@ from megatron_qwen3vl.model.qwen3vl import Qwen3VL
 from megatron_qwen3vl.parallel.device import start_device
 from megatron_qwen3vl.parallel.groups import Groups, shutdown, start_groups, world_size
 from megatron_qwen3vl.parallel.layout import Layout
-from megatron_qwen3vl.train.checkpoint import is_checkpoint, load_checkpoint, read_state, save_checkpoint
+from megatron_qwen3vl.train.checkpoint import is_checkpoint, load_checkpoint, read_state
+from megatron_qwen3vl.train.saving import save_checkpoint
 
 _WHOLE = ParallelConfig(
     tp=1,

@@ -1,5 +1,5 @@
 """The figures of one step, summed over all ranks in two reductions: what is known before the forward (counts, the
-normaliser) and what the forward gives (losses per domain).
+normaliser) and what the forward gives (losses per domain, the balance of the ViT's work).
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from megatron_qwen3vl.batch import Document, Pack
-from megatron_qwen3vl.config.schema import VisionConfig
-from megatron_qwen3vl.model.qwen3vl import image_cost
-from megatron_qwen3vl.parallel.balance import assign_images
 from megatron_qwen3vl.parallel.groups import Groups, all_reduce_sum
-from megatron_qwen3vl.train.loss import MicroBatchLoss, normaliser
+from megatron_qwen3vl.train.forward import Report
+from megatron_qwen3vl.train.loss import normaliser
 
 
 @dataclass(frozen=True)
@@ -51,58 +49,50 @@ def count(packs: Sequence[Pack], exponent: float, groups: Groups, device: torch.
     return Counts(values[0], *(int(value) for value in values[1:]))
 
 
-def vision_balance(
-    packs: Sequence[Pack], micro_batch_size: int, vision: VisionConfig, groups: Groups, device: torch.device
-) -> float | None:
-    """The ViT's multiply-adds of the busiest rank over the mean of all data and context-parallel ranks; None without a
-    picture. 1 is perfect.
-    """
-    loads = torch.zeros(groups.dp_size, groups.cp_size, dtype=torch.float64)
-    for start in range(0, len(packs), micro_batch_size):
-        grids = [grid for pack in packs[start : start + micro_batch_size] for grid in pack.grids]
-        costs = [image_cost(vision, int(grid.prod())) for grid in grids]
-        for rank, images in enumerate(assign_images(costs, groups.cp_size)):
-            loads[groups.dp_rank, rank] += sum(costs[image] for image in images)
-    total = loads.to(device)
-    all_reduce_sum(total, groups.dp)
-    mean = float(total.mean())
-    return float(total.max()) / mean if mean else None
-
-
 @dataclass(frozen=True)
 class Losses:
-    """``loss`` is the reweighted one (docs/loss.md), ``token_loss`` the plain mean over labels; both per domain too."""
+    """``loss`` is the reweighted one (docs/loss.md), ``token_loss`` the plain mean over labels; both per domain too.
+
+    ``vision_balance``: the ViT's multiply-adds of the busiest ranks over the mean of all data and context-parallel ranks,
+    where every micro-batch waits for the busiest of those that share its images; 1 is perfect, None is no picture.
+    ``stop``: some rank has been asked to. ``saved``: every rank has done its part of the save under way.
+    """
 
     loss: float
     token_loss: float
     domains: dict[str, dict[str, float]]
+    vision_balance: float | None
     stop: bool
+    saved: bool
 
 
 def gather_losses(
-    reports: Sequence[MicroBatchLoss],
+    report: Report,
     domains: Sequence[str],
     exponent: float,
     global_normaliser: float,
     stop_requested: bool,
+    has_saved: bool,
     groups: Groups,
     device: torch.device,
 ) -> Losses:
     """Per domain: weighted sum, its normaliser, token-loss sum, labels. One reduction over the whole world.
 
     Only one rank of each tensor-parallel group on the last pipeline rank contributes, so nothing is counted twice;
-    context-parallel ranks contribute the sums of their own tokens (and one of them the counts).
+    context-parallel ranks contribute the sums of their own tokens (and one of them the counts). One rank of each group
+    that shares images contributes the ViT's work.
     """
     table = torch.zeros(len(domains) + 1, 4, dtype=torch.float64)
     if groups.is_last_stage and groups.tp_rank == 0:
-        for report in reports:
-            sums = report.document_losses.tolist()
-            for document, loss_sum in zip(report.batch.documents, sums, strict=True):
+        for micro_batch in report.losses:
+            sums = micro_batch.document_losses.tolist()
+            for document, loss_sum in zip(micro_batch.batch.documents, sums, strict=True):
                 _add(table[domains.index(document.domain)], document, loss_sum, exponent, groups.cp_rank == 0)
-    table[-1, 0] = float(stop_requested)
-    total = table.to(device)
-    all_reduce_sum(total)
-    rows = total.tolist()
+    table[-1] = torch.tensor([stop_requested, not has_saved, 0, 0])
+    total = torch.cat([table.flatten(), _vision_work(report, groups)]).to(device)
+    sums = all_reduce_sum(total).cpu()
+    rows = sums[: table.numel()].view_as(table).tolist()
+    *busiest, vision_work = sums[table.numel() :].tolist()
     per_domain = {
         name: {"loss": weighted / norm, "token_loss": plain / labels, "loss_tokens": int(labels)}
         for name, (weighted, norm, plain, labels) in zip(domains, rows, strict=False)
@@ -113,8 +103,20 @@ def gather_losses(
         loss=sum(row[0] for row in rows[:-1]) / global_normaliser,
         token_loss=sum(row[2] for row in rows[:-1]) / max(labels, 1.0),
         domains=per_domain,
+        vision_balance=max(busiest) * groups.dp_size * groups.cp_size / vision_work if vision_work else None,
         stop=rows[-1][0] > 0,
+        saved=rows[-1][1] == 0,
     )
+
+
+def _vision_work(report: Report, groups: Groups) -> torch.Tensor:
+    """float64: for each group that shares images the work of its busiest rank, summed over micro-batches; that of all."""
+    neighbours = groups.layout.vision_dp
+    work = torch.zeros(groups.dp_size // neighbours + 1, dtype=torch.float64)
+    if groups.is_first_stage and groups.tp_rank == 0 and groups.vision.rank() == 0:
+        work[groups.dp_rank // neighbours] = sum(max(costs) for costs in report.vision_costs)
+        work[-1] = sum(sum(costs) for costs in report.vision_costs)
+    return work
 
 
 def _add(row: torch.Tensor, document: Document, loss_sum: float, exponent: float, counts: bool) -> None:

@@ -35,11 +35,13 @@ class RunFiles:
         self._files[name].flush()
 
     def lengths(self) -> dict[str, int]:
-        """Bytes of each file, after everything so far has reached the disk."""
-        for handle in self._files.values():
-            handle.flush()
-            os.fsync(handle.fileno())
+        """Bytes of each file so far."""
         return {name: handle.tell() for name, handle in self._files.items()}
+
+    def sync(self) -> None:
+        """Flush to the disk what has been written; another thread may write on meanwhile."""
+        for handle in self._files.values():
+            os.fsync(handle.fileno())
 
     def close(self) -> None:
         for handle in self._files.values():

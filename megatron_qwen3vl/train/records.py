@@ -44,6 +44,11 @@ class Records:
     def lengths(self) -> dict[str, int]:
         return self._files.lengths() if self._files is not None else {}
 
+    def sync(self) -> None:
+        """Flush the files to the disk; see ``RunFiles.sync``."""
+        if self._files is not None:
+            self._files.sync()
+
     def close(self) -> None:
         if self._files is not None:
             self._files.close()

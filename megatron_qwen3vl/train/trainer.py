@@ -17,18 +17,19 @@ from pathlib import Path
 from megatron_qwen3vl.batch import Batch, Pack, collate
 from megatron_qwen3vl.config.schema import RunConfig
 from megatron_qwen3vl.data.quarantine import Quarantine, Quarantined, failed_documents, left_out_samples, lost_parts
-from megatron_qwen3vl.errors import Stopped
+from megatron_qwen3vl.errors import Stopped, UserError
 from megatron_qwen3vl.parallel.device import Device
 from megatron_qwen3vl.parallel.groups import Groups, gather_objects
 from megatron_qwen3vl.train import figures
 from megatron_qwen3vl.train.assemble import StageParts
 from megatron_qwen3vl.train.chain import sections
-from megatron_qwen3vl.train.checkpoint import prune, save_checkpoint
-from megatron_qwen3vl.train.forward import run_schedule
+from megatron_qwen3vl.train.disk import Disk
+from megatron_qwen3vl.train.forward import Report, run_schedule
 from megatron_qwen3vl.train.gradients import GradientCheck
 from megatron_qwen3vl.train.optimizer import learning_rate, set_learning_rate, step_optimizer
 from megatron_qwen3vl.train.progress import Display, StageSummary
 from megatron_qwen3vl.train.records import Records
+from megatron_qwen3vl.train.saving import Saver
 from megatron_qwen3vl.train.stop import StopSignal
 from megatron_qwen3vl.train.validation import Validation
 
@@ -83,6 +84,7 @@ class StageRun:
         self.groups, self.device, self.records, self.stop = groups, device, records, stop
         self.sections = sections(config, stage, parts.tokenizer.fingerprint, origin.sections)
         self.validation = validation
+        self.saver = Saver(groups, Disk(), config.checkpoint.keep)
         visible = groups.is_writer and config.log.progress
         self.quarantine = Quarantine(config.data.max_bad_rate, self.progress.quarantine)
         self.display = Display(stage, self.progress.step, self.stage.num_steps, enabled=visible)
@@ -99,10 +101,16 @@ class StageRun:
                 if last or stop or self.progress.step % self.config.checkpoint.every == 0:
                     self.save()
                 if stop:
+                    self.saver.wait()
                     raise Stopped(f"stopped by a signal after saving {self.name} step {self.progress.step}")
+            self.saver.wait()
+        except RunFailed:  # every rank raises it at the same step, so that they can still meet
+            self.saver.wait()
+            raise
         finally:
             self.display.close()
             self.parts.loader.close()
+            self.saver.close()
         return self.summary()
 
     def _say_what_changed(self) -> None:
@@ -124,24 +132,18 @@ class StageRun:
         set_learning_rate(self.parts.optimizer, rate)
         data = self.parts.loader.next()
         counts = figures.count(data.packs, loss_config.exponent, self.groups, self.device.device)
-        balance = figures.vision_balance(
-            data.packs,
-            self.stage.micro_batch_size,
-            self.config.model.vision_config,
-            self.groups,
-            self.device.device,
-        )
         check = self._gradient_check(counts)
-        reports = []
+        report = Report()
         if counts.normaliser > 0:
             self.parts.zero_gradients()
-            reports = run_schedule(self.parts.chunks, self._batches(data.packs), counts.normaliser, self.groups.dp_size)
+            report = run_schedule(self.parts.chunks, self._batches(data.packs), counts.normaliser, self.groups.dp_size)
         losses = figures.gather_losses(
-            reports,
+            report,
             self.parts.domains,
             loss_config.exponent,
             max(counts.normaliser, 1e-300),
             self.stop.requested,
+            self.saver.ready,
             self.groups,
             self.device.device,
         )
@@ -166,7 +168,7 @@ class StageRun:
             "loss_tokens": counts.loss_tokens,
             "images": counts.images,
             "patches": counts.patches,
-            "vision_balance": balance,
+            "vision_balance": losses.vision_balance,
             "padding_fraction": counts.padding / (counts.padding + counts.tokens),
             "skipped": progress.skipped_in_a_row > 0,
             "domains": losses.domains,
@@ -177,8 +179,9 @@ class StageRun:
         failed = self._failed(data.packs, counts)
         left_out = left_out_samples(data.left_out, self.name, number)
         self.records.step(row, keys, [*failed, *left_out], progress.total_steps)
-        self.quarantine.add(counts.samples, failed)
-        progress.quarantine = self.quarantine.state()
+        if losses.saved:
+            self.saver.advance()
+        self._judge(counts, failed)
         return row, losses.stop
 
     def _gradient_check(self, counts: figures.Counts) -> GradientCheck | None:
@@ -252,6 +255,14 @@ class StageRun:
         own = failed_documents(documents, self.name, self.progress.step) if speaks else []
         return sorted((sample for rank in gather_objects(own) for sample in rank), key=lambda sample: sample.key)
 
+    def _judge(self, counts: figures.Counts, failed: Sequence[Quarantined]) -> None:
+        try:
+            self.quarantine.add(counts.samples, failed)
+        except UserError:  # on every rank
+            self.saver.wait()
+            raise
+        self.progress.quarantine = self.quarantine.state()
+
     def _validate(self, last: bool) -> None:
         if not self.validation.due(self.progress.step, last):
             return
@@ -262,7 +273,7 @@ class StageRun:
         self.display.say(f"{self.name} step {self.progress.step}: held-out loss: {listed or 'no labels'}")
 
     def save(self) -> Path:
-        """Write ``checkpoints/<stage>/step_<8 digits>``; complete or absent."""
+        """Begin to write ``checkpoints/<stage>/step_<8 digits>``, complete or absent."""
         root = Path(self.config.run.dir) / "checkpoints" / self.name
         state = {
             "stage": self.name,
@@ -276,9 +287,9 @@ class StageRun:
         }
         folder = root / f"step_{self.progress.step:08d}"
         parts = self.parts
-        save_checkpoint(folder, parts.chunks, parts.optimizer, state, self.groups, files=parts.side_files)
-        if self.groups.is_writer:
-            prune(root, self.config.checkpoint.keep)
+        self.saver.save(folder, parts.chunks, parts.optimizer, state, parts.side_files, flush=self.records.sync)
+        if not self.config.checkpoint.asynchronous:
+            self.saver.wait()
         return folder
 
     def summary(self) -> StageSummary:

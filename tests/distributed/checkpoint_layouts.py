@@ -70,7 +70,7 @@ def run_hops(
 
 
 def _save(root: Path, number: int, running: Any) -> None:
-    from megatron_qwen3vl.train.checkpoint import save_checkpoint
+    from megatron_qwen3vl.train.saving import save_checkpoint
 
     save_checkpoint(_folder(root, number), running.chunks, running.optimizer, {"step": number}, running.groups)
 

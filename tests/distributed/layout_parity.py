@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from tests.parity import reference as ref
 
 EXPONENT = 0.5
 NUM_STEPS = 3
+EVERYTHING = ("vision", "merger", "language")
 OPTIMIZER = OptimizerConfig(
     lr=1e-3,
     min_lr=0.0,
@@ -52,6 +54,7 @@ class Job:
     kind: str
     parallel: ParallelConfig
     num_steps: int
+    trainable: tuple[str, ...] = EVERYTHING
 
 
 # Of one rank, per tensor: (which shard of it, ||difference||^2, ||reference||^2).
@@ -60,9 +63,14 @@ Difference = dict[str, tuple[int, float, float]]
 
 @dataclass(frozen=True)
 class Outcome:
+    """``messages``: of this rank, into how many the gradients are divided, and how many of them were on their way when
+    the backward of a step ended, step after step.
+    """
+
     gradients: Difference
     trained: Difference | None
     losses: tuple[float, ...]
+    messages: tuple[tuple[int, int], ...]
 
 
 def expect(kind: str) -> Expected:
@@ -126,20 +134,28 @@ def run_jobs(world_size: int, jobs: Sequence[Job], references: dict[str, Expecte
 
 
 def run_job(world_size: int, job: Job, expected: Expected) -> Outcome:
-    running = start(world_size, expected.model, job.parallel, expected.weights)
+    from megatron_qwen3vl.train.forward import complete_weights
+
+    running = start(world_size, expected.model, job.parallel, expected.weights, job.trainable)
     losses, gradients = [], {}
+    if job.parallel.bucket_size is not None:
+        backward(running, expected.steps[0])  # megatron reduces a model's first gradients after the backward
     for number in range(job.num_steps):
         losses.append(backward(running, expected.steps[number]))
         if number == 0:
+            gather_gradients(running.chunks)
             gradients = {
                 name: compare(name, parameter, parameter.main_grad, expected.gradients[name], running.marks)
                 for name, parameter in running.named
+                if parameter.requires_grad
             }
         if job.num_steps > 1:
             update(running)
+    complete_weights(running.chunks)
     trained = {n: compare(n, p, p.data, expected.trained[n], running.marks) for n, p in running.named}
     running.groups.stop()
-    return Outcome(gradients, trained if job.num_steps == NUM_STEPS else None, tuple(losses))
+    three_steps = trained if job.num_steps == NUM_STEPS else None
+    return Outcome(gradients, three_steps, tuple(losses), tuple(running.messages))
 
 
 @dataclass(frozen=True)
@@ -153,9 +169,18 @@ class Running:
     named: list[tuple[str, Any]]
     marks: Any  # megatron's process groups
     optimizer: Any
+    messages: list[tuple[int, int]]  # see Outcome
 
 
-def start(world_size: int, model: ModelConfig, parallel: ParallelConfig, weights: Weights) -> Running:
+def start(
+    world_size: int,
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    weights: Weights,
+    trainable: Sequence[str] = EVERYTHING,
+    optimizer_config: OptimizerConfig = OPTIMIZER,
+    dtype: str = "float32",
+) -> Running:
     from megatron.core.utils import get_model_config, unwrap_model
 
     from megatron_qwen3vl.model.build import build_model, global_parameters
@@ -166,18 +191,18 @@ def start(world_size: int, model: ModelConfig, parallel: ParallelConfig, weights
     from megatron_qwen3vl.train.optimizer import build_optimizer, set_learning_rate
 
     groups = start_groups(Layout.from_config(parallel, world_size), start_device("cpu"))
-    everything = ("vision", "merger", "language")
-    chunks = build_model(model, parallel, groups, "float32", ref.loss_config(EXPONENT), everything, seed=None)
+    chunks = build_model(model, parallel, groups, dtype, ref.loss_config(EXPONENT), trainable, seed=None)
     named = [pair for chunk in chunks for pair in global_parameters(unwrap_model(chunk))]
     marks = unwrap_model(chunks[0]).pg_collection
     for name, parameter in named:
         parameter.data.copy_(own_part(name, weights[name], parameter, marks)[1])
     prepare_schedule(chunks)
     config = get_model_config(chunks[0])
-    config.finalize_model_grads_func = _reduced_everywhere(config.finalize_model_grads_func)
-    optimizer = build_optimizer(chunks, OPTIMIZER, "float32")
-    set_learning_rate(optimizer, OPTIMIZER.lr)
-    return Running(model, parallel, groups, chunks, named, marks, optimizer)
+    messages: list[tuple[int, int]] = []
+    config.finalize_model_grads_func = partial(_count_messages, config.finalize_model_grads_func, messages)
+    optimizer = build_optimizer(chunks, optimizer_config, dtype)
+    set_learning_rate(optimizer, optimizer_config.lr)
+    return Running(model, parallel, groups, chunks, named, marks, optimizer, messages)
 
 
 def backward(running: Running, cases: Sequence[ref.Case]) -> float:
@@ -195,8 +220,8 @@ def backward(running: Running, cases: Sequence[ref.Case]) -> float:
     for chunk in running.chunks:
         chunk.zero_grad_buffer()
     running.optimizer.zero_grad()
-    reports = run_schedule(running.chunks, [collate([p], EXPONENT, device) for p in packs], total, groups.dp_size)
-    return figures.gather_losses(reports, ["test"], EXPONENT, total, False, groups, device).loss
+    report = run_schedule(running.chunks, [collate([p], EXPONENT, device) for p in packs], total, groups.dp_size)
+    return figures.gather_losses(report, ["test"], EXPONENT, total, False, True, groups, device).loss
 
 
 def update(running: Running) -> None:
@@ -205,13 +230,20 @@ def update(running: Running) -> None:
     assert not step_optimizer(running.optimizer, running.groups).skipped
 
 
-def _reduced_everywhere(finalize: Any) -> Any:
+def _count_messages(finalize: Any, messages: list[tuple[int, int]], chunks: Any, *rest: Any, **named: Any) -> None:
+    buckets = [bucket for chunk in chunks for bucket in chunk.bucket_groups + chunk.expert_parallel_bucket_groups]
+    messages.append((len(buckets), sum(bucket.grad_reduce_handle is not None for bucket in buckets)))
+    finalize(chunks, *rest, **named)
+
+
+def gather_gradients(chunks: Any) -> None:
     """The distributed optimizer needs a rank's own shard only; the comparison wants all."""
-
-    def run(chunks: Any, num_tokens: Any = None, force_all_reduce: Any = None, **rest: Any) -> None:
-        finalize(chunks, num_tokens, force_all_reduce=True, **rest)
-
-    return run
+    for chunk in chunks:
+        for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups:
+            ranks = group.intra_distributed_optimizer_instance_group
+            for bucket in group.buckets:
+                own = bucket.grad_data.chunk(ranks.size())[ranks.rank()].clone()
+                torch.distributed.all_gather_into_tensor(bucket.grad_data, own, group=ranks)
 
 
 def own_part(name: str, whole: torch.Tensor, parameter: Any, marks: Any) -> tuple[int, torch.Tensor]:
@@ -256,5 +288,5 @@ def worst_by_module(found: dict[str, float]) -> dict[str, float]:
     return worst
 
 
-def layout(**changes: int | bool | str) -> ParallelConfig:
+def layout(**changes: int | bool | str | tuple[int, ...]) -> ParallelConfig:
     return replace(ref.PLAIN, **changes)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from multiprocessing.queues import Queue
 from typing import Any
 
-PRELOAD = ["megatron_qwen3vl.parallel.groups", "megatron_qwen3vl.train.checkpoint", "megatron_qwen3vl.train.optimizer"]
+PRELOAD = ["megatron_qwen3vl.parallel.groups", "megatron_qwen3vl.train.saving", "megatron_qwen3vl.train.optimizer"]
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 300.0) -> list[Any]:

@@ -47,8 +47,8 @@ def one_step(model: ModelConfig, weights: dict[str, torch.Tensor], packs: list[P
     counts = figures.count(mine, EXPONENT, groups, device.device)
     chunks[0].zero_grad_buffer()
     batches = [collate([pack], EXPONENT, device.device) for pack in mine]
-    reports = run_schedule(chunks, batches, counts.normaliser, groups.dp_size)
-    losses = figures.gather_losses(reports, ["test"], EXPONENT, counts.normaliser, False, groups, device.device)
+    report = run_schedule(chunks, batches, counts.normaliser, groups.dp_size)
+    losses = figures.gather_losses(report, ["test"], EXPONENT, counts.normaliser, False, True, groups, device.device)
     return counts, losses, {name: parameter.main_grad.clone() for name, parameter in parameters.items()}
 
 

@@ -9,6 +9,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ import torch
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.parallel.device import start_device
 from megatron_qwen3vl.parallel.groups import Groups, shutdown, start_groups
-from megatron_qwen3vl.train import checkpoint
 from megatron_qwen3vl.train.checkpoint import (
     clean_leftovers,
     is_checkpoint,
@@ -24,9 +24,10 @@ from megatron_qwen3vl.train.checkpoint import (
     load_checkpoint,
     prune,
     read_state,
-    save_checkpoint,
 )
+from megatron_qwen3vl.train.disk import Disk
 from megatron_qwen3vl.train.optimizer import build_optimizer, set_learning_rate, step_optimizer
+from megatron_qwen3vl.train.saving import Saver, save_checkpoint
 from tests.distributed.spawn import run_ranks
 from tests.distributed.stock_gpt import Shape, build, optimizer_config, train, whole_layout
 
@@ -174,48 +175,50 @@ def test_every_layout_writes_the_same_checkpoint(
 # ---- complete or absent
 
 
-def test_a_folder_appears_whole(groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chunks, optimizer = make(groups, Shape())
-    seen = []
-    plain = checkpoint._replace
+class Watching(Disk):
+    """Notes what can be seen when a checkpoint gets its name."""
 
-    def replace(folder: Path, new: Path) -> None:
-        seen.append((latest_checkpoint(tmp_path), sorted(p.name for p in new.iterdir())))
-        plain(folder, new)
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+        self.flushed: set[int] = set()
 
-    monkeypatch.setattr(checkpoint, "_replace", replace)
-    files = {"config.json": b"{}", "tokenizer/vocab.json": b"[]"}
-    save_checkpoint(folder_in(tmp_path), chunks, optimizer, STATE, groups, files=files)
-    assert seen == [(None, ["config.json", "state.json", "tensors", "tokenizer"])]
-    assert latest_checkpoint(tmp_path) == folder_in(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["step_00000003"]
-    assert (folder_in(tmp_path) / "tokenizer/vocab.json").read_bytes() == b"[]"
-    save_checkpoint(folder_in(tmp_path), chunks, optimizer, {"step": 4}, groups)  # replaces
-    assert read_state(folder_in(tmp_path)) == {"step": 4}
-    assert [p.name for p in tmp_path.iterdir()] == ["step_00000003"]
+    def sync(self, stream: IO[bytes]) -> None:
+        super().sync(stream)
+        self.flushed.add(os.fstat(stream.fileno()).st_ino)
+
+    def sync_folder(self, path: Path) -> None:
+        super().sync_folder(path)
+        self.flushed.add(path.stat().st_ino)
+
+    def rename(self, old: Path, new: Path) -> None:
+        if old.suffix == ".new":
+            late = [str(path) for path in (old, *old.rglob("*")) if path.stat().st_ino not in self.flushed]
+            self.seen.append((latest_checkpoint(old.parent), sorted(p.name for p in old.iterdir()), late))
+            self.flushed.clear()
+        super().rename(old, new)
 
 
-def test_files_are_flushed_before_the_name(groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def save_on(disk: Disk, folder: Path, chunks: list, optimizer: object, groups: Groups, files: dict[str, bytes]) -> None:
+    saver = Saver(groups, disk, keep=None)
+    saver.save(folder, chunks, optimizer, STATE, files, flush=lambda: None)
+    saver.wait()
+    saver.close()
+
+
+def test_a_folder_appears_whole_and_flushed(groups: Groups, tmp_path: Path) -> None:
     """When a checkpoint gets its name, every file and folder of it has been flushed since it was written."""
-    flushed: set[int] = set()
-    late: list[str] = []
-    plain_sync, plain_replace = os.fsync, checkpoint._replace
-
-    def sync(handle: int) -> None:
-        plain_sync(handle)
-        flushed.add(os.fstat(handle).st_ino)
-
-    def replace(folder: Path, new: Path) -> None:
-        late.extend(str(path) for path in (new, *new.rglob("*")) if path.stat().st_ino not in flushed)
-        flushed.clear()
-        plain_replace(folder, new)
-        late.extend([] if folder.parent.stat().st_ino in flushed else ["the new name itself"])
-
-    monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(checkpoint, "_replace", replace)
     chunks, optimizer = make(groups, Shape())
-    save_checkpoint(folder_in(tmp_path), chunks, optimizer, STATE, groups, files={"tokenizer/vocab.json": b"[]"})
-    assert late == []
+    disk, root = Watching(), tmp_path / "new" / "run"
+    files = {"config.json": b"{}", "tokenizer/vocab.json": b"[]"}
+    save_on(disk, folder_in(root), chunks, optimizer, groups, files)
+    assert disk.seen == [(None, ["config.json", "state.json", "tensors", "tokenizer"], [])]
+    assert {path.stat().st_ino for path in (root, root.parent, tmp_path)} <= disk.flushed, "the new names themselves"
+    assert latest_checkpoint(root) == folder_in(root)
+    assert [p.name for p in root.iterdir()] == ["step_00000003"]
+    assert (folder_in(root) / "tokenizer/vocab.json").read_bytes() == b"[]"
+    save_checkpoint(folder_in(root), chunks, optimizer, {"step": 4}, groups)  # replaces
+    assert read_state(folder_in(root)) == {"step": 4}
+    assert [p.name for p in root.iterdir()] == ["step_00000003"]
 
 
 def pretend(folder: Path) -> Path:
@@ -234,10 +237,10 @@ def test_latest_prune_and_leftovers(tmp_path: Path) -> None:
     pretend(tmp_path / ".step_00000120.old")  # its replacement never got its name
     (folder_in(tmp_path, 300)).mkdir()  # not ours
     (tmp_path / ".step_notes").mkdir()
-    assert latest_checkpoint(tmp_path) == folder_in(tmp_path, 100)
-    clean_leftovers(tmp_path)
+    assert latest_checkpoint(tmp_path) == tmp_path / ".step_00000120.old"
+    clean_leftovers(tmp_path, Disk())
     assert latest_checkpoint(tmp_path) == folder_in(tmp_path, 120)
-    prune(tmp_path, 2)
+    prune(tmp_path, 2, Disk())
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == [".step_notes", "step_00000100", "step_00000120", "step_00000300"]
 
