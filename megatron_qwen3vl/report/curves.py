@@ -59,6 +59,7 @@ def run_charts(run: Run) -> str:
         _chart(run, "Learning rate", [_line(run, "rate", 1, _figure("learning_rate"))], from_zero=True),
         _chart(run, "Tokens per second", [_line(run, "speed", 1, _speed)], from_zero=True),
         _chart(run, "Auxiliary loss of the router", [_line(run, "aux", 1, _figure("aux_loss"))]),
+        _chart(run, "Busiest expert over the mean", [_line(run, "load", 1, _figure("expert_load"))]),
     ]
     remark = "Across: updates of the whole run. In a long run a point is its neighbours' mean, the band their range."
     return _together("charts", charts, remark)

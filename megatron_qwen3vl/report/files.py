@@ -23,6 +23,7 @@ FIGURES = (
     "loss",
     "token_loss",
     "aux_loss",
+    "expert_load",
     "grad_norm",
     "learning_rate",
     "tokens",

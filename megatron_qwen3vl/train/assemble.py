@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.transformer.moe import moe_utils
 
 from megatron_qwen3vl.config.paths import find_path
 from megatron_qwen3vl.config.schema import ModelConfig, RunConfig, StageConfig
@@ -45,22 +44,11 @@ class StageParts:
     tokenizer: Tokenizer
     limits: VisionLimits
     side_files: Mapping[str, bytes]
-    num_experts: int
 
     def zero_gradients(self) -> None:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-
-    def aux_loss(self, num_batches: int) -> float | None:
-        """The router's balance loss of the last step, mean over layers and micro-batches; None for a dense model."""
-        if self.num_experts == 0:
-            return None
-        moe_utils.reduce_aux_losses_tracker_across_ranks()
-        tracker = moe_utils.get_moe_layer_wise_logging_tracker()
-        values = [float(entry["values"].mean()) / num_batches for entry in tracker.values()]
-        moe_utils.clear_aux_losses_tracker()
-        return sum(values)
 
 
 def open_sources(
@@ -160,7 +148,6 @@ def build_stage(
         tokenizer=ingredients.tokenizer,
         limits=ingredients.limits,
         side_files=ingredients.side_files,
-        num_experts=config.model.text_config.num_experts,
     )
 
 

@@ -29,6 +29,7 @@ from megatron_qwen3vl.train.gradients import GradientCheck
 from megatron_qwen3vl.train.optimizer import learning_rate, set_learning_rate, step_optimizer
 from megatron_qwen3vl.train.progress import Display, StageSummary
 from megatron_qwen3vl.train.records import Records
+from megatron_qwen3vl.train.routing import aux_loss, expert_load
 from megatron_qwen3vl.train.saving import Saver
 from megatron_qwen3vl.train.stop import StopSignal
 from megatron_qwen3vl.train.validation import Validation
@@ -153,12 +154,14 @@ class StageRun:
         loss = losses.loss if counts.normaliser > 0 else None
         self._remember(counts, loss)
         seconds = time.perf_counter() - began
+        text = self.config.model.text_config
         row = {
             "stage": self.name,
             "step": number,
             "loss": _finite(loss),
             "token_loss": _finite(losses.token_loss) if counts.loss_tokens else None,
-            "aux_loss": self.parts.aux_loss(num_batches=len(data.packs) // self.stage.micro_batch_size),
+            "aux_loss": aux_loss(text, num_batches=len(data.packs) // self.stage.micro_batch_size),
+            "expert_load": expert_load(self.parts.chunks, text, self.groups),
             "grad_norm": _finite(grad_norm),
             "learning_rate": rate,
             "samples": counts.samples,

@@ -114,7 +114,7 @@ def _ours(tensors: Weights, model: ModelConfig) -> Weights:
 
 
 def make_packs(model: ModelConfig, cases: Sequence[ref.Case], count: int, multiple: int) -> list[Pack]:
-    """``count`` packs of one length, a multiple of ``multiple``; the last holds text alone."""
+    """``count`` packs of one length, a multiple of ``multiple`` (tp x cp divides it); the last holds text alone."""
     text = [case for case in cases if not len(case.sample.grids)]
     others = [case for case in cases if len(case.sample.grids)]
     contents = [others[first :: count - 1] for first in range(count - 1)] + [text]
@@ -180,6 +180,7 @@ def start(
     trainable: Sequence[str] = EVERYTHING,
     optimizer_config: OptimizerConfig = OPTIMIZER,
     dtype: str = "float32",
+    aux_coefficient: float = 0.0,
 ) -> Running:
     from megatron.core.utils import get_model_config, unwrap_model
 
@@ -191,7 +192,8 @@ def start(
     from megatron_qwen3vl.train.optimizer import build_optimizer, set_learning_rate
 
     groups = start_groups(Layout.from_config(parallel, world_size), start_device("cpu"))
-    chunks = build_model(model, parallel, groups, dtype, ref.loss_config(EXPONENT), trainable, seed=None)
+    loss = ref.loss_config(EXPONENT, aux_coefficient)
+    chunks = build_model(model, parallel, groups, dtype, loss, trainable, seed=None)
     named = [pair for chunk in chunks for pair in global_parameters(unwrap_model(chunk))]
     marks = unwrap_model(chunks[0]).pg_collection
     for name, parameter in named:
@@ -205,17 +207,16 @@ def start(
     return Running(model, parallel, groups, chunks, named, marks, optimizer, messages)
 
 
-def backward(running: Running, cases: Sequence[ref.Case]) -> float:
-    """Gradients of one global batch of these samples; its loss."""
+def backward(running: Running, cases: Sequence[ref.Case], num_packs: int | None = None) -> float:
+    """Gradients of one global batch of these samples; its loss. By default each rank has as few packs as it can."""
     from megatron_qwen3vl.batch import collate
     from megatron_qwen3vl.train import figures
     from megatron_qwen3vl.train.forward import run_schedule
 
     groups, parallel = running.groups, running.parallel
     device = groups.device.device
-    count = groups.dp_size * max(2, parallel.pp)
-    multiple = parallel.cp * (parallel.tp if parallel.sp else 1)
-    packs = make_packs(running.model, cases, count, multiple)[groups.dp_rank :: groups.dp_size]
+    count = num_packs or groups.dp_size * max(2, parallel.pp)
+    packs = make_packs(running.model, cases, count, multiple=8)[groups.dp_rank :: groups.dp_size]
     total = figures.count(packs, EXPONENT, groups, device).normaliser
     for chunk in running.chunks:
         chunk.zero_grad_buffer()

@@ -11,6 +11,7 @@ import torch
 from megatron_qwen3vl.batch import IGNORE
 from megatron_qwen3vl.model.build import build_model, module_of
 from megatron_qwen3vl.parallel.groups import Groups
+from megatron_qwen3vl.train.routing import expert_load
 from tests.parity import reference as ref
 from tests.parity.conftest import Pair, backward, gradients, normaliser
 
@@ -173,3 +174,19 @@ def test_auxiliary_loss_ignores_padding(pairs: Pairs) -> None:
     assert_same_gradients(*results)
     router = "language.decoder.layers.1.mlp.router.weight"
     assert (results[0][router] - pair.expected_gradients()[router]).norm() > 0.1 * results[0][router].norm()
+
+
+def test_expert_load_is_that_of_transformers_routers(pairs: Pairs, groups: Groups) -> None:
+    pair = pairs("moe")
+    chunk = pair.build()
+    chunk(ref.make_batch(pair.model, pair.cases))  # one pack without padding
+    text = pair.model.text_config
+    expected = torch.zeros(text.num_hidden_layers, text.num_experts)
+    for case in pair.cases:
+        output = pair.twin(**ref.transformers_inputs(case), output_router_logits=True)
+        for layer, logits in enumerate(output.router_logits):
+            chosen = logits.topk(text.num_experts_per_tok).indices.flatten()
+            expected[layer] += torch.bincount(chosen, minlength=text.num_experts)
+    assert torch.equal(torch.stack([layer.mlp.experts.tokens_per_expert for layer in chunk.language.decoder.layers]), expected.long())
+    assert expert_load([chunk], text, groups) == pytest.approx(float((expected.amax(1) / expected.mean(1)).max()))
+    assert expert_load([chunk], text, groups) is None  # the counts begin again

@@ -31,6 +31,7 @@ def metrics_row(stage: str, step: int, loss: float | None = 2.0, **more: object)
         "loss": loss,
         "token_loss": loss,
         "aux_loss": None,
+        "expert_load": None,
         "grad_norm": 1.0,
         "learning_rate": 1e-3,
         "samples": 5,
