@@ -44,7 +44,7 @@ def build_model(
     chunks = build_chunks(model, parallel, groups, dtype, loss)
     if seed is not None:
         initialize(chunks, model, seed)
-    return [_wrap(chunk, trainable, dtype, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)]
+    return [_wrap(chunk, trainable, dtype, parallel, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)]
 
 
 def build_chunks(
@@ -158,9 +158,29 @@ def _draw(name: str, parameter: Any, groups: ProcessGroupCollection, std: float,
     return torch.cat(pieces[group.rank() :: group.size()], dim=parameter.partition_dim)
 
 
-def _wrap(chunk: Qwen3VL, trainable: Sequence[str], dtype: str, disable_bucketing: bool) -> DistributedDataParallel:
+def _wrap(
+    chunk: Qwen3VL, trainable: Sequence[str], dtype: str, parallel: ParallelConfig, disable_bucketing: bool
+) -> DistributedDataParallel:
     for name, parameter in chunk.named_parameters():
         parameter.requires_grad = module_of(name) in trainable
     module = Float16Module(chunk.config, chunk) if dtype == "bfloat16" else chunk
-    ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
-    return DistributedDataParallel(chunk.config, ddp_config, module, disable_bucketing=disable_bucketing)
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=True,
+        overlap_grad_reduce=parallel.overlap,
+        overlap_param_gather=parallel.overlap,
+        # The schedule of several chunks starts each chunk's gather ahead; one chunk starts bucket after bucket itself.
+        align_param_gather=parallel.overlap and parallel.vpp > 1,
+        bucket_size=parallel.bucket_size,
+    )
+    wrapped = DistributedDataParallel(chunk.config, ddp_config, module, disable_bucketing=disable_bucketing)
+    if parallel.overlap and chunk.post_process:
+        _gather_before_head(wrapped, chunk)
+    return wrapped
+
+
+def _gather_before_head(wrapped: DistributedDataParallel, chunk: Qwen3VL) -> None:
+    """megatron-core waits for a weight when its module is called, but the head reads the output matrix itself."""
+    bucket = wrapped.param_to_bucket_group.get(chunk.language.head_weight())
+    if bucket is not None:
+        chunk.language.decoder.register_forward_hook(lambda *_: bucket.finish_param_sync(skip_next_bucket_dispatch=True))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
-from megatron.core.distributed import finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config, unwrap_model
 
@@ -20,11 +20,30 @@ from megatron_qwen3vl.model.share import Share
 from megatron_qwen3vl.train.loss import MicroBatchLoss, weigh
 
 
-def prepare_schedule(chunks: Sequence[torch.nn.Module]) -> None:
-    """Tell megatron how to close a step: reduce gradients over every axis, and divide by nothing (loss.py did)."""
+def prepare_schedule(chunks: Sequence[DistributedDataParallel]) -> None:
+    """Tell megatron how to close a step: reduce gradients over every axis, and divide by nothing (loss.py did).
+
+    With overlap, also when: gradients in the backward of the last micro-batch, and the weights of each of several
+    chunks ahead of its first forward.
+    """
     config = get_model_config(chunks[0])
     config.finalize_model_grads_func = finalize_gradients
     config.grad_scale_func = None
+    overlap = chunks[0].ddp_config
+    if overlap.overlap_grad_reduce:
+        config.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
+    if overlap.align_param_gather:
+        config.param_sync_func = [chunk.start_param_sync for chunk in chunks]
+
+
+def complete_weights(chunks: Sequence[torch.nn.Module]) -> None:
+    """Gather what other ranks have updated since the last forward, for a reader that is not a forward.
+
+    Under overlap each rank otherwise holds its own part of the new weights and the rest of the old. Collective.
+    """
+    for chunk in chunks:
+        if isinstance(chunk, DistributedDataParallel) and chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
 
 
 def finalize_gradients(
