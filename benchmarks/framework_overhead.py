@@ -123,6 +123,7 @@ def stage_run(folder: Path, groups: Groups) -> tuple[trainer.StageRun, Rememberi
             pad_id=0,
             num_ranks=1,
             rank=0,
+            vision_dp=1,
             workers=0,
             prefetch=0,
             pixels=True,

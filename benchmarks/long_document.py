@@ -55,7 +55,7 @@ def measure(length: int, recompute: str) -> dict[str, float]:
     )
     batch = collate([to_pack(0, [sample], length, 0)], 0.5, device.device)
     before, began, cpu = _peak(), time.perf_counter(), time.process_time()
-    (report,) = run_schedule(chunks, [batch], float(length - 1) ** 0.5, 1)
+    (report,) = run_schedule(chunks, [batch], float(length - 1) ** 0.5, 1).losses
     result = step_optimizer(optimizer, groups)
     assert not result.skipped
     shutdown()

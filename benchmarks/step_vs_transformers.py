@@ -230,12 +230,12 @@ class Ours:
         self.optimizer.zero_grad()
         total = normaliser((d.num_labels for pack in self.packs for d in pack.documents), EXPONENT)
         batches = [collate([pack], EXPONENT, self.groups.device.device) for pack in self.packs]
-        reports = run_schedule(self.chunks, batches, total, self.groups.dp_size)
+        report = run_schedule(self.chunks, batches, total, self.groups.dp_size)
         step_optimizer(self.optimizer, self.groups)
         weighted = [
             document.num_labels**-EXPONENT * loss
-            for report in reports
-            for document, loss in zip(report.batch.documents, report.document_losses.tolist(), strict=True)
+            for part in report.losses
+            for document, loss in zip(part.batch.documents, part.document_losses.tolist(), strict=True)
             if document.num_labels
         ]
         return sum(weighted) / total

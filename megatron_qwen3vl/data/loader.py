@@ -1,7 +1,7 @@
 """The loader of one rank: plans every lane, reads the packs that fall to this rank.
 
     lanes.Lane x V  --lengths-->  plan of a step: one pack per lane
-    balance.assign_packs  --cost-->  which of them this rank reads
+    balance.share_packs  --cost-->  which of them this rank reads
     Source.read, here or in workers  -->  to_pack  -->  Step
 
 The plan of a step, so the contents of a global batch, depends on neither ranks nor workers nor prefetching.
@@ -21,12 +21,13 @@ from megatron_qwen3vl.data import state as lane_state
 from megatron_qwen3vl.data.lanes import Lane, LaneState, LeftOut, Mixture, Planned, SampleSource
 from megatron_qwen3vl.data.workers import ReaderPool, Task, read_planned
 from megatron_qwen3vl.errors import UserError
-from megatron_qwen3vl.parallel.balance import assign_packs
+from megatron_qwen3vl.parallel.balance import share_packs
 
 
 @dataclass(frozen=True)
 class PackCost:
-    """Work of a pack = sum over its samples of token x n + pair x n^2 + patch x patches, in any one unit.
+    """Work of a pack in any one unit: sum over its samples of token x n + pair x n^2 in the language model, of
+    patch x patches in the ViT.
 
     n^2 is the causal attention of a document of n tokens; attention never crosses documents. It only decides which rank
     gets a pack, never what is in it.
@@ -36,10 +37,12 @@ class PackCost:
     pair: float
     patch: float
 
-    def of(self, samples: Sequence[Planned], sources: Sequence[SampleSource]) -> float:
+    def language(self, samples: Sequence[Planned]) -> float:
         lengths = np.array([sample.length for sample in samples], np.float64)
-        patches = sum(int(sources[sample.source].patches[sample.row]) for sample in samples)
-        return float(self.token * lengths.sum() + self.pair * (lengths**2).sum() + self.patch * patches)
+        return float(self.token * lengths.sum() + self.pair * (lengths**2).sum())
+
+    def vision(self, samples: Sequence[Planned], sources: Sequence[SampleSource]) -> float:
+        return self.patch * sum(int(sources[sample.source].patches[sample.row]) for sample in samples)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class LoaderConfig:
     pad_id: int
     num_ranks: int  # data-parallel ranks, and which of them this is
     rank: int
+    vision_dp: int  # how many neighbouring ones share their images
     workers: int  # processes; 0 reads in this one
     prefetch: int  # steps read ahead, with workers
     pixels: bool  # whether this rank needs patches
@@ -148,8 +152,10 @@ class Loader:
     def _plan(self) -> _Plan:
         planned = [lane.next_pack() for lane in self._lanes]
         lanes = tuple(samples for samples, _ in planned)
-        costs = [self._config.cost.of(samples, self._mixture.sources) for samples in lanes]
-        mine = tuple(assign_packs(costs, self._config.num_ranks)[self._config.rank])
+        config = self._config
+        language = [config.cost.language(samples) for samples in lanes]
+        vision = [config.cost.vision(samples, self._mixture.sources) for samples in lanes]
+        mine = tuple(share_packs(language, vision, config.num_ranks, config.vision_dp)[config.rank])
         left_out = tuple(sample for _, named in planned for sample in named)
         plan = _Plan(lanes, mine, left_out, tuple(lane.state() for lane in self._lanes), self._num_tasks)
         for lane in mine:

@@ -64,6 +64,7 @@ def build_chunks(
                 model,
                 loss.chunk_size,
                 collection,
+                groups.vision,
                 pre_process=groups.is_first_stage and stage == 0,
                 post_process=groups.is_last_stage and stage == parallel.vpp - 1,
                 vp_stage=stage if parallel.vpp > 1 else None,

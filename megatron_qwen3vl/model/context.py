@@ -49,7 +49,7 @@ class Context:
 
 
 def make_context(order: torch.Tensor, pieces: tuple[Piece, ...], group: dist.ProcessGroup) -> Context:
-    """``order`` [T] and the own ``pieces`` as ``share.split_batch`` gives them."""
+    """``order`` [T] and the own ``pieces`` as in ``share.Cut``."""
     device = order.device
     restore = torch.empty_like(order)
     restore[order] = torch.arange(len(order), device=device)

@@ -36,7 +36,7 @@ from megatron_qwen3vl.model.experts import Experts
 from megatron_qwen3vl.model.layer import Layer
 from megatron_qwen3vl.model.norm import RMSNorm
 from megatron_qwen3vl.model.rotary import mrope_angles
-from megatron_qwen3vl.model.share import Share
+from megatron_qwen3vl.model.share import Cut
 
 
 class DeepStackLayer(Layer):
@@ -100,12 +100,12 @@ class LanguageModel(GPTModel):
         batch: Batch,
         hidden: torch.Tensor | None,
         levels: torch.Tensor | None,
-        share: Share | None,
+        cut: Cut | None,
     ) -> torch.Tensor:
         """Run this chunk's layers.
 
         ``hidden`` [T, 1, D] and ``levels`` [L, V, D] (at ``batch.visual_index``) are for all tokens of ``batch``; both
-        are None except on the first chunk. ``share`` says what of a whole batch it is under context parallelism.
+        are None except on the first chunk. ``cut`` says what of a whole batch it is under context parallelism.
         Returns [T, 1, D], or this rank's part of it under sequence parallelism.
         """
         index: torch.Tensor | None = batch.visual_index
@@ -119,7 +119,7 @@ class LanguageModel(GPTModel):
         if levels is None or not len(levels):
             levels = index = None
         angles = mrope_angles(batch.positions, self.text.head_dim, self.text.rope_theta, self.text.mrope_section)
-        context = None if share is None else make_context(share.order, share.pieces, self.cp_group)
+        context = None if cut is None else make_context(cut.order, cut.pieces, self.cp_group)
         spans = make_spans(
             tuple(batch.cu_seqlens.diff().tolist()), angles.device, angles, self.config.params_dtype, context
         )

@@ -26,6 +26,20 @@ def assign_packs(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
     return [sorted(packs) for packs in ranks]
 
 
+def share_packs(language: Sequence[float], vision: Sequence[float], num_ranks: int, vision_dp: int) -> list[list[int]]:
+    """As ``assign_packs`` where ``vision_dp`` neighbouring ranks share the ViT's work of their packs.
+
+    Packs go to neighbourhoods by all they cost, and inside one by the language model's cost alone: whoever has the
+    pack, all neighbours encode its images.
+    """
+    whole = [sum(costs) for costs in zip(language, vision, strict=True)]
+    return [
+        sorted(block[place] for place in places)
+        for block in assign_packs(whole, num_ranks // vision_dp)
+        for places in assign_packs([language[pack] for pack in block], vision_dp)
+    ]
+
+
 def assign_images(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
     """Images to ranks by cost, longest first (LPT: Graham 1969); any rank may get none.
 

@@ -35,8 +35,8 @@ class Groups:
 
     ``model_parallel`` holds the ranks that work on the same packs (tp x cp x pp; megatron's group of that name leaves
     cp out), ``dp_cp`` those that hold the same parameters, ``vision`` those that share the images of a micro-batch:
-    context-parallel ranks of ``vision_dp`` data-parallel neighbours, one neighbour's after the other's. On one pipeline rank both ``is_first_stage`` and
-    ``is_last_stage`` hold.
+    the context-parallel ranks of ``vision_dp`` data-parallel neighbours, neighbour after neighbour. On one pipeline
+    rank both ``is_first_stage`` and ``is_last_stage`` hold.
     """
 
     layout: Layout

@@ -80,7 +80,7 @@ class Routes:
 def route_features(maker: np.ndarray, holder: np.ndarray, rank: int, num_ranks: int) -> Routes:
     """``maker`` and ``holder`` [V]: the rank that computes each visual token and the one that holds its position.
 
-    Both ranks keep visual tokens in the order of the batch.
+    Both ranks keep visual tokens in the order given here, that of the batch or of several batches in turn.
     """
     destinations = holder[maker == rank]
     sources = maker[holder == rank]

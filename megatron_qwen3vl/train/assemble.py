@@ -122,6 +122,7 @@ def build_stage(
             global_batch_size=stage.global_batch_size,
             num_ranks=groups.dp_size,
             rank=groups.dp_rank,
+            vision_dp=parallel.vision_dp,
             pixels=groups.is_first_stage,
             pad_id=ingredients.tokenizer.pad_id,
             workers=config.data.workers,

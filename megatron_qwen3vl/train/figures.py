@@ -53,8 +53,8 @@ def count(packs: Sequence[Pack], exponent: float, groups: Groups, device: torch.
 class Losses:
     """``loss`` is the reweighted one (docs/loss.md), ``token_loss`` the plain mean over labels; both per domain too.
 
-    ``vision_balance``: the ViT's multiply-adds of the busiest ranks over the mean of all data and context-parallel ranks,
-    where every micro-batch waits for the busiest of those that share its images; 1 is perfect, None is no picture.
+    ``vision_balance``: the busiest rank's multiply-adds in the ViT over the mean of all data and context-parallel
+    ranks, where each micro-batch waits for the busiest of those that share its images; None without a picture.
     ``stop``: some rank has been asked to. ``saved``: every rank has done its part of the save under way.
     """
 
@@ -90,9 +90,9 @@ def gather_losses(
                 _add(table[domains.index(document.domain)], document, loss_sum, exponent, groups.cp_rank == 0)
     table[-1] = torch.tensor([stop_requested, not has_saved, 0, 0])
     total = torch.cat([table.flatten(), _vision_work(report, groups)]).to(device)
-    sums = all_reduce_sum(total).cpu()
-    rows = sums[: table.numel()].view_as(table).tolist()
-    *busiest, vision_work = sums[table.numel() :].tolist()
+    summed = all_reduce_sum(total).cpu()
+    rows = summed[: table.numel()].view_as(table).tolist()
+    *busiest, vision_work = summed[table.numel() :].tolist()
     per_domain = {
         name: {"loss": weighted / norm, "token_loss": plain / labels, "loss_tokens": int(labels)}
         for name, (weighted, norm, plain, labels) in zip(domains, rows, strict=False)
@@ -110,7 +110,7 @@ def gather_losses(
 
 
 def _vision_work(report: Report, groups: Groups) -> torch.Tensor:
-    """float64: for each group that shares images the work of its busiest rank, summed over micro-batches; that of all."""
+    """float64: of each group that shares images the busiest ranks' work over all micro-batches; last, everybody's."""
     neighbours = groups.layout.vision_dp
     work = torch.zeros(groups.dp_size // neighbours + 1, dtype=torch.float64)
     if groups.is_first_stage and groups.tp_rank == 0 and groups.vision.rank() == 0:

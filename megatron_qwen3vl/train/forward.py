@@ -8,6 +8,7 @@ megatron's DDP averages gradients over data and context parallel ranks. Our loss
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,8 +17,20 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config, unwrap_model
 
 from megatron_qwen3vl.batch import Batch
-from megatron_qwen3vl.model.share import Share
+from megatron_qwen3vl.model.share import Work
 from megatron_qwen3vl.train.loss import MicroBatchLoss, weigh
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step's micro-batches report of themselves.
+
+    ``losses`` on the last pipeline rank, elsewhere empty. ``vision_costs`` on the first: per micro-batch what each rank
+    that shares its images computed in the ViT.
+    """
+
+    losses: tuple[MicroBatchLoss, ...] = ()
+    vision_costs: tuple[tuple[float, ...], ...] = ()
 
 
 def prepare_schedule(chunks: Sequence[DistributedDataParallel]) -> None:
@@ -62,23 +75,21 @@ def run_schedule(
     normaliser: float,
     data_parallel_size: int,
     forward_only: bool = False,
-) -> list[MicroBatchLoss]:
-    """Forward (and backward) of this rank's micro-batches; reports on the last pipeline rank, else an empty list.
+) -> Report:
+    """Forward (and backward) of this rank's micro-batches.
 
     All batches hold the same number of positions. Under context parallelism each rank works on, and reports, its own
     tokens of them.
     """
     # All are split before the first kernel is queued: a split waits for the device.
-    own = [unwrap_model(chunks[0]).split(batch) for batch in batches]
+    own = unwrap_model(chunks[0]).split(batches)
     scale = len(batches) * data_parallel_size / normaliser
 
-    def forward_step(
-        source: Iterator[tuple[Batch, Share | None]], model: torch.nn.Module
-    ) -> tuple[torch.Tensor, object]:
-        batch, share = next(source)
-        return model(batch, share), partial(weigh, batch=batch, scale=scale)
+    def forward_step(source: Iterator[Work], model: torch.nn.Module) -> tuple[torch.Tensor, object]:
+        work = next(source)
+        return model(work.batch, work.cut, work.routes), partial(weigh, batch=work.batch, scale=scale)
 
-    reports = get_forward_backward_func()(
+    losses = get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=[iter(own) for _ in chunks],
         model=list(chunks),
@@ -87,4 +98,4 @@ def run_schedule(
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    return list(reports)
+    return Report(losses=tuple(losses), vision_costs=tuple(work.vision_costs for work in own if work.vision_costs))

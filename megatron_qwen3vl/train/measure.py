@@ -84,10 +84,10 @@ def _losses(
     groups: Groups,
     device: Device,
 ) -> dict[int, SampleLoss]:
-    reports = run_schedule(chunks, [collate([pack], 0.0, device.device)], 1.0, groups.dp_size, forward_only=True)
+    report = run_schedule(chunks, [collate([pack], 0.0, device.device)], 1.0, groups.dp_size, forward_only=True)
     if not groups.is_last_stage:
         return {}
-    sums = reports[0].document_losses
+    sums = report.losses[0].document_losses
     all_reduce_sum(sums, groups.cp)
     return {
         position: SampleLoss(sample.key, sample.domain, sample.num_labels, loss_sum, sample.failure)

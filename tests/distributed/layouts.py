@@ -61,8 +61,16 @@ def _entries() -> list[Entry]:
     add("DP2 x TP2+SP", 4, ALL, tp=2, sp=True)
     add("EP2 x PP2", 4, MOE, ep=2, pp=2)
     add("EP2 x CP2", 4, MOE, ep=2, cp=2)
+    add("DP2, images shared", 2, ALL, vision_dp=2)
+    add("EP2, images shared", 2, MOE, ep=2, vision_dp=2)
+    add("DP4, images shared", 4, ALL, vision_dp=4)
+    add("DP4, images shared by 2", 4, ALL, vision_dp=2)
+    add("DP2 x CP2, images shared", 4, ALL, cp=2, vision_dp=2)
+    add("DP2 x PP2, images shared", 4, ALL, pp=2, vision_dp=2)
+    add("DP2 x TP2+SP, images shared", 4, ALL, tp=2, sp=True, vision_dp=2)
     add("TP2+SP x CP2 x PP2", 8, ALL, tp=2, sp=True, cp=2, pp=2)
     add("DP2 x TP2+SP x CP2", 8, ALL, tp=2, sp=True, cp=2)
+    add("DP4 x CP2, images shared by 2", 8, ALL, cp=2, vision_dp=2)
     add("TP2+SP x EP2 x CP2 x PP2", 8, MOE, tp=2, sp=True, ep=2, cp=2, pp=2)
     return found
 

@@ -14,11 +14,13 @@ SELECTION = {
         ("CP2 (gather)", "dense_tied", NUM_STEPS),
         ("CP2 (all-to-all)", "dense_untied", 1),
         ("EP2 x CP2 (2 processes)", "moe", 1),
+        ("DP2, images shared", "dense_tied", 1),
     ],
     4: [
         ("TP2+SP x CP2", "dense_untied", 1),
         ("CP4", "dense_tied", 1),
         ("CP2 x PP2", "moe", 1),
+        ("DP2 x CP2, images shared", "dense_untied", 1),
     ],
 }
 

@@ -34,6 +34,7 @@ CONFIG = LoaderConfig(
     pad_id=PAD,
     num_ranks=1,
     rank=0,
+    vision_dp=1,
     workers=0,
     prefetch=2,
     pixels=True,
@@ -181,7 +182,8 @@ def test_cost_decides_who_reads_a_pack() -> None:
             longest = [[max(np.diff(p.cu_seqlens)) for p in part.next().packs] for part in (first, second)]
             assert abs(sum(n == 64 for n in longest[0]) - sum(n == 64 for n in longest[1])) <= 1
     cost = PackCost(token=1.0, pair=2.0, patch=10.0)
-    assert cost.of([Planned(0, 1, 3), Planned(0, 2, 5)], SOURCES) == 8 + 2 * (9 + 25) + 10 * (4 + 8)
+    samples = [Planned(0, 1, 3), Planned(0, 2, 5)]
+    assert (cost.language(samples), cost.vision(samples, SOURCES)) == (8 + 2 * (9 + 25), 10 * (4 + 8))
 
 
 def test_an_unequal_share_is_refused() -> None:

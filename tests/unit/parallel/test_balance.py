@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_qwen3vl.parallel.balance import assign_packs
+from megatron_qwen3vl.parallel.balance import assign_packs, share_packs
 
 
 @settings(max_examples=100, deadline=None)
@@ -35,3 +35,31 @@ def test_longest_first() -> None:
 def test_unequal_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="3 packs"):
         assign_packs([1.0, 2.0, 3.0], 2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.sampled_from([(4, 1), (4, 2), (4, 4), (6, 3), (1, 1)]),
+    room=st.integers(1, 4),
+    costs=st.lists(st.tuples(st.floats(0.0, 1e6), st.floats(0.0, 1e6)), min_size=24, max_size=24),
+)
+def test_packs_of_ranks_that_share_images(
+    sizes: tuple[int, int], room: int, costs: list[tuple[float, float]]
+) -> None:
+    """Alone each rank bears both costs; where all share, the ViT's decides nothing."""
+    ranks, vision_dp = sizes
+    language, vision = (list(column) for column in zip(*costs[: ranks * room], strict=True))
+    shared = share_packs(language, vision, ranks, vision_dp)
+    assert [len(packs) for packs in shared] == [room] * ranks
+    assert sorted(pack for packs in shared for pack in packs) == list(range(ranks * room))
+    assert all(packs == sorted(packs) for packs in shared)
+    if vision_dp == 1:
+        assert shared == assign_packs([a + b for a, b in zip(language, vision, strict=True)], ranks)
+    if vision_dp == ranks:
+        assert shared == assign_packs(language, ranks)
+
+
+def test_neighbours_get_the_images_that_they_share() -> None:
+    """Two packs of heavy pictures: one for each neighbourhood; inside one, or all together, the long text decides."""
+    assert share_packs([1, 1, 8, 1], [90, 90, 0, 0], 4, 2) == [[2], [0], [1], [3]]
+    assert share_packs([1, 1, 8, 1], [90, 90, 0, 0], 2, 2) == [[2, 3], [0, 1]]

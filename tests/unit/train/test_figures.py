@@ -7,36 +7,40 @@ from dataclasses import replace
 import pytest
 from spawn import run_ranks
 
-from megatron_qwen3vl.batch import Pack
+from megatron_qwen3vl.config.schema import ParallelConfig
 from tests.parity import reference as ref
 
+ALONE = ref.PLAIN
+CONTEXT, DATA = replace(ALONE, cp=2), replace(ALONE, vision_dp=2)
 
-def balances(packs: list[Pack], cp: int) -> list[float | None]:
+
+def balances(layouts: list[ParallelConfig], costs: list[list[tuple[float, ...]]]) -> list[list[float | None]]:
+    """In each process, for each layout: of its rank's micro-batches ``costs``, and of none."""
     from megatron_qwen3vl.parallel.device import start_device
     from megatron_qwen3vl.parallel.groups import start_groups
     from megatron_qwen3vl.parallel.layout import Layout
-    from megatron_qwen3vl.train.figures import vision_balance
+    from megatron_qwen3vl.train.figures import gather_losses
+    from megatron_qwen3vl.train.forward import Report
 
-    device = start_device("cpu")
-    groups = start_groups(Layout.from_config(replace(ref.PLAIN, cp=cp), 2), device)
-    vision = ref.model_config("dense_tied").vision_config
-    mine = packs[groups.dp_rank :: groups.dp_size]
-    found = [vision_balance(part, 1, vision, groups, device.device) for part in (mine, [packs[-1]])]
-    groups.stop()
+    device, found = start_device("cpu"), []
+    for parallel in layouts:
+        groups = start_groups(Layout.from_config(parallel, 2), device)
+        own = costs[groups.rank] if groups.vision.size() == 1 else costs[2]
+        found.append(
+            [
+                gather_losses(
+                    Report(vision_costs=tuple(given)), [], 0.5, 1.0, False, True, groups, device.device
+                ).vision_balance
+                for given in (own, [(0.0,) * groups.vision.size()])
+            ]
+        )
+        groups.stop()
     return found
 
 
 def test_vision_balance() -> None:
-    """All images in one pack: one of two data ranks has all the work, two context ranks share it."""
-    model = ref.model_config("dense_tied")
-    text, _, images, *_ = ref.standard_cases(model)  # images: one of 4 patches, two of 60
-    packs = [ref.make_pack(0, [images], 0, 96), ref.make_pack(1, [text], 0, 96)]
-    vision = model.vision_config
-    small, large = (
-        n * (4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size + 2 * n * vision.hidden_size)
-        for n in (4, 60)
-    )
-    shared = (large + small) / (large + small / 2)
-    for cp, expected in ((1, 2.0), (2, shared)):
-        for found in run_ranks(balances, 2, packs, cp):
-            assert found == [pytest.approx(expected), None]
+    """Two micro-batches: alone the step waits for the slower rank; sharing, each micro-batch for its busiest."""
+    alone = [[(6.0,), (0.0,)], [(1.0,), (1.0,)]]
+    together = [(4.0, 3.0), (0.0, 1.0)]
+    for found in run_ranks(balances, 2, [ALONE, CONTEXT, DATA], [*alone, together]):
+        assert found == [[pytest.approx(6 / 4), None], [pytest.approx(5 / 4), None], [pytest.approx(5 / 4), None]]
