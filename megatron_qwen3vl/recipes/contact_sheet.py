@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.recipes.boxes import SCALE
-from megatron_qwen3vl.recipes.fonts import font_for
+from megatron_qwen3vl.recipes.fonts import font_for, typeface
 from megatron_qwen3vl.recipes.reader import ReadSample, read_samples
 
 COLUMNS, ROWS = 4, 3
@@ -75,12 +75,11 @@ def _tile(sample: ReadSample) -> Image.Image:
     if len(sample.images) == 1:
         _mark(pictures[0], words)
     top = PICTURE + 4 if pictures else 4
-    font = ImageFont.truetype(font_for(words), 10)
-    lines = _wrap(words, font, TEXT_LINES if pictures else TEXT_LINES + PICTURE // LINE)
+    lines = _wrap(words, TEXT_LINES if pictures else TEXT_LINES + PICTURE // LINE)
     tile = Image.new("RGB", (TILE, top + len(lines) * LINE + GAP), "white")
     _place(tile, pictures)
     for number, line in enumerate(lines):
-        ImageDraw.Draw(tile).text((4, top + number * LINE), line, (20, 20, 30), font)
+        ImageDraw.Draw(tile).text((4, top + number * LINE), line, (20, 20, 30), typeface(font_for(line), 10))
     return tile
 
 
@@ -115,11 +114,11 @@ def _mark(picture: Image.Image, words: str) -> None:
         draw.ellipse((x - 3 * line, y - 3 * line, x + 3 * line, y + 3 * line), MARK, "white")
 
 
-def _wrap(words: str, font: ImageFont.FreeTypeFont, most: int) -> list[str]:
+def _wrap(words: str, most: int) -> list[str]:
     """The beginning of the text in lines that fit; an ellipsis stands for what is left out."""
     lines: list[str] = []
     for line in words.splitlines():
-        rest = line
+        rest, font = line, typeface(font_for(line), 10)
         while rest and len(lines) <= most:
             fits = next((n for n in range(min(len(rest), 70), 0, -1) if font.getlength(rest[:n]) < TILE - 8), 1)
             space = rest.rfind(" ", 0, fits)

@@ -81,7 +81,8 @@ _LIST = (
 SCRIPTS = {script.name: script for script in _LIST}
 
 
-def faces_of(script: Script, others: Sequence[Path]) -> tuple[Path, ...]:
+@cache
+def faces_of(script: Script, others: tuple[Path, ...]) -> tuple[Path, ...]:
     """The script's own font files that are installed, then those of ``others`` that hold most of its words' letters."""
     folder = package_folder(script.module) if script.module else None
     own = [] if folder is None else [folder / script.folder / f"{face}.ttf" for face in script.faces]
@@ -90,7 +91,7 @@ def faces_of(script: Script, others: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(path for path in [*own, *fitting] if path.is_file())
 
 
-def why_not(script: Script, others: Sequence[Path]) -> str | None:
+def why_not(script: Script, others: tuple[Path, ...]) -> str | None:
     """Why the script cannot be drawn here and what to do; None where it can."""
     if script.shaped and not features.check("raqm"):
         return f"{script.name}: Pillow needs libfribidi (Debian: libfribidi0) to shape it"
