@@ -1,22 +1,28 @@
-"""Memory of one long document on one process: forward, backward and update of ``tiny`` at 8K, 32K and 64K tokens.
+"""Memory of one long document: forward, backward and update of ``tiny`` at 8K, 32K and 64K tokens, and of each of four
+context-parallel ranks at 32K.
 
-    python benchmarks/long_document.py [LENGTH:RECOMPUTE ...]      default 8192:full 32768:full 65536:full
+    python benchmarks/long_document.py [LENGTH:RECOMPUTE[:CP] ...]
 
-Each length runs in a process of its own; the peak is the resident set's high-water mark, less what the process held
-before the step. Attention is quadratic in time, memory is not: nothing of T x T or T x vocabulary is ever held whole.
+Each case runs in processes of its own; the peak is the resident set's high-water mark, less what the process held
+before the step, of the rank where that is most. Attention is quadratic in time, memory is not: nothing of T x T or
+T x vocabulary is ever held whole.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
+import socket
 import subprocess
 import sys
 import time
 
+CASES = ["8192:full", "32768:full", "65536:full", "32768:full:2", "32768:full:4"]
 
-def measure(length: int, recompute: str) -> dict[str, float]:
-    """One training step on one document of ``length`` tokens with a picture in it."""
+
+def measure(length: int, recompute: str, cp: int) -> dict[str, float]:
+    """This rank's part of one training step on one document of ``length`` tokens with a picture in it."""
     import numpy as np
 
     from megatron_qwen3vl.batch import Sample, collate
@@ -30,10 +36,11 @@ def measure(length: int, recompute: str) -> dict[str, float]:
     from megatron_qwen3vl.train.forward import prepare_schedule, run_schedule
     from megatron_qwen3vl.train.optimizer import build_optimizer, step_optimizer
 
-    config = load_config([f"parallel.recompute={recompute}", f"parallel.vision_recompute={recompute}"])
+    axes = [f"parallel.recompute={recompute}", f"parallel.vision_recompute={recompute}", f"parallel.cp={cp}"]
+    config = load_config(axes)
     device = start_device()
     join(device)
-    groups = start_groups(Layout.from_config(config.parallel, 1), device)
+    groups = start_groups(Layout.from_config(config.parallel, cp), device)
     everything = ("vision", "merger", "language")
     chunks = build_model(config.model, config.parallel, groups, "float32", config.loss, everything, seed=1)
     prepare_schedule(chunks)
@@ -63,7 +70,7 @@ def measure(length: int, recompute: str) -> dict[str, float]:
         "tokens": length,
         "peak_mb": _peak() - before,
         "base_mb": before,
-        "loss": float(report.document_losses[0]) / (length - 1),
+        "loss_sum": float(report.document_losses[0]),  # of the own tokens
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu,
     }
@@ -75,24 +82,42 @@ def _peak() -> float:
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--one"]:
-        print(json.dumps(measure(int(arguments[1]), arguments[2])))
+        print(json.dumps(measure(int(arguments[1]), arguments[2], int(arguments[3]))))
         return
-    rows = []
-    for case in arguments or ["8192:full", "32768:full", "65536:full"]:
-        length, recompute = case.split(":")
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", __file__, "--one", length, recompute],
-            stdout=subprocess.PIPE, text=True, check=True,
-        )
-        row = json.loads(done.stdout.splitlines()[-1])
-        rows.append(row)
-        ratio = row["peak_mb"] / rows[0]["peak_mb"]
+    first = None
+    for case in arguments or CASES:
+        length, recompute, cp = (*case.split(":"), "1")[:3]
+        ranks = run_ranks(length, recompute, int(cp))
+        worst = max(ranks, key=lambda row: row["peak_mb"])
+        first = first or worst["peak_mb"]
+        loss = sum(row["loss_sum"] for row in ranks) / (worst["tokens"] - 1)
         print(
-            f"{row['tokens']:>7,} tokens, recompute {recompute}: peak {row['peak_mb']:,.0f} MB above "
-            f"{row['base_mb']:,.0f} MB, {ratio:.2f} x the first; "
-            f"{row['cpu_seconds']:.0f} CPU s, loss {row['loss']:.4f}",
+            f"{worst['tokens']:>7,} tokens, recompute {recompute}, cp {cp}: peak {worst['peak_mb']:,.0f} MB above "
+            f"{worst['base_mb']:,.0f} MB, {worst['peak_mb'] / first:.2f} x the first; "
+            f"{sum(row['cpu_seconds'] for row in ranks):.0f} CPU s in all, loss {loss:.4f}",
             flush=True,
         )
+
+
+def run_ranks(length: str, recompute: str, cp: int) -> list[dict[str, float]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"WORLD_SIZE": str(cp), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", __file__, "--one", length, recompute, str(cp)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(cp)
+    ]
+    outputs = [rank.communicate()[0] for rank in ranks]
+    if any(rank.returncode for rank in ranks):
+        raise RuntimeError(f"{' '.join(command)} failed")
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
 if __name__ == "__main__":

@@ -259,12 +259,14 @@ class Reference:
 def run_reference(reference: torch.nn.Module, cases: Sequence[Case], exponent: float = 0.5) -> Reference:
     """Each sample alone through transformers; loss = sum_i n_i^-e sum_t l_it / sum_i n_i^(1-e)."""
     reference.zero_grad(set_to_none=True)
+    device = next(reference.parameters()).device
     counts = [case.sample.num_labels for case in cases]
     normaliser = sum(count ** (1 - exponent) for count in counts if count)
     logits, losses, total = [], [], 0.0
     for case, count in zip(cases, counts, strict=True):
-        output = reference(**transformers_inputs(case)).logits[0]
-        labels = torch.from_numpy(case.sample.labels).long()
+        inputs = {name: tensor.to(device) for name, tensor in transformers_inputs(case).items()}
+        output = reference(**inputs).logits[0]
+        labels = torch.from_numpy(case.sample.labels).long().to(device)
         chosen = labels != IGNORE
         token_losses = torch.nn.functional.cross_entropy(output[chosen], labels[chosen], reduction="none")
         logits.append(output.detach())
@@ -299,13 +301,19 @@ def make_pack(lane: int, cases: Sequence[Case], padding: int, patch_values: int)
     )
 
 
-def make_batch(model: ModelConfig, *packs: Sequence[Case], length: int = 0, exponent: float = 0.5) -> Batch:
+def make_batch(
+    model: ModelConfig,
+    *packs: Sequence[Case],
+    length: int = 0,
+    exponent: float = 0.5,
+    device: torch.device | None = None,
+) -> Batch:
     """One micro-batch of these packs, each padded to the longest (or ``length``)."""
     sizes = [sum(len(c.sample.input_ids) for c in pack) for pack in packs]
     longest = max([length, *sizes])
     values = model.vision_config.patch_values
     made = [make_pack(i, p, longest - s, values) for i, (p, s) in enumerate(zip(packs, sizes, strict=True))]
-    return collate(made, exponent, torch.device("cpu"))
+    return collate(made, exponent, device or torch.device("cpu"))
 
 
 def ours_from_transformers(tensors: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:

@@ -187,6 +187,7 @@ def test_expert_load_is_that_of_transformers_routers(pairs: Pairs, groups: Group
         for layer, logits in enumerate(output.router_logits):
             chosen = logits.topk(text.num_experts_per_tok).indices.flatten()
             expected[layer] += torch.bincount(chosen, minlength=text.num_experts)
-    assert torch.equal(torch.stack([layer.mlp.experts.tokens_per_expert for layer in chunk.language.decoder.layers]), expected.long())
+    counts = [layer.mlp.experts.tokens_per_expert for layer in chunk.language.decoder.layers]
+    assert torch.equal(torch.stack(counts), expected.long())
     assert expert_load([chunk], text, groups) == pytest.approx(float((expected.amax(1) / expected.mean(1)).max()))
     assert expert_load([chunk], text, groups) is None  # the counts begin again
