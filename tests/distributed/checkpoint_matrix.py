@@ -2,7 +2,7 @@
 
 After the load weights, moments and step equal what was saved, bit for bit; two more steps agree with the run that was
 never interrupted within 1e-6, and in the same layout bit for bit; without moments they do not. Exit status 1 otherwise.
-The summary goes into docs/parallelism.md.
+The summary goes into docs/parallelism.md. Two pipeline ranks without listed layers are split automatically, unevenly.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DENSE = {
     "DP2 x CP2": layout(cp=2),
     "CP4": layout(cp=4),
     "TP2+SP x CP2": layout(tp=2, sp=True, cp=2),
-    "CP2 x PP2": layout(cp=2, pp=2),
+    "CP2 x PP2 [4, 4]": layout(cp=2, pp=2, pipeline_layers=(4, 4)),
     "TP2+SP x PP2": layout(tp=2, sp=True, pp=2),
 }
 EXPERTS = {

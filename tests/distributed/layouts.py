@@ -1,5 +1,8 @@
 """The layouts of the parity matrix by name: (processes, models, axes). make parity runs all of them.
 
+Where a name lists no layers per pipeline part the automatic split is taken: uneven for eight layers, and everywhere
+beyond two parts for six.
+
 EP with ETP is not here: its all-gather of unequal counts is more than gloo can do.
 """
 
@@ -13,8 +16,9 @@ from megatron_qwen3vl.config.schema import ParallelConfig
 
 DENSE = ("dense_tied", "dense_untied")
 ALL = (*DENSE, "moe")
-UNTIED = ("dense_untied",)  # eight layers and two DeepStack levels: four chunks
+UNTIED = ("dense_untied",)  # eight layers
 MOE = ("moe",)
+SIX = ("dense_tied", "moe")  # six layers
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,17 @@ class Entry:
 def _entries() -> list[Entry]:
     found = []
 
-    def add(name: str, processes: int, kinds: tuple[str, ...], **axes: int | bool | str) -> None:
+    def add(name: str, processes: int, kinds: tuple[str, ...], **axes: int | bool | str | tuple[int, ...]) -> None:
         found.append(Entry(name, processes, kinds, layout(**axes)))
 
     add("one process", 1, ALL)
     add("TP2", 2, DENSE, tp=2)
     add("TP2+SP", 2, ALL, tp=2, sp=True)
     add("PP2", 2, ALL, pp=2)
-    add("PP2 x VPP2", 2, UNTIED, pp=2, vpp=2)
+    add("PP2 [4, 2]", 2, SIX, pp=2, pipeline_layers=(4, 2))
+    add("PP2 [4, 4]", 2, UNTIED, pp=2, pipeline_layers=(4, 4))
+    add("PP2 x VPP2", 2, ALL, pp=2, vpp=2)
+    add("PP2 x VPP2 [3, 1, 1, 3]", 2, UNTIED, pp=2, vpp=2, pipeline_layers=(3, 1, 1, 3))
     add("CP2 (gather)", 2, ALL, cp=2, cp_exchange="gather")
     add("CP2 (all-to-all)", 2, ALL, cp=2, cp_exchange="all_to_all")
     add("DP2", 2, ALL)
@@ -44,8 +51,9 @@ def _entries() -> list[Entry]:
     add("TP2+SP x ETP2", 2, MOE, tp=2, sp=True, etp=2)
     add("ETP2 (TP1)", 2, MOE, etp=2)
     add("EP2 x CP2 (2 processes)", 2, MOE, cp=2, ep=2)
+    add("PP3", 3, ALL, pp=3)
     add("TP4+SP", 4, ALL, tp=4, sp=True)
-    add("PP4", 4, UNTIED, pp=4)
+    add("PP4", 4, ALL, pp=4)
     add("CP4", 4, ALL, cp=4)
     add("DP4", 4, ALL)
     add("EP4", 4, MOE, ep=4)

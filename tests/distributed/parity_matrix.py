@@ -1,6 +1,6 @@
 """All layouts of layouts.py against transformers, and the table of docs/parallelism.md (`make parity`).
 
-    python tests/distributed/parity_matrix.py [--processes 1 2 4 8] [--kinds NAME ...] [--only NAME ...]
+    python tests/distributed/parity_matrix.py [--processes 1 2 3 4 8] [--kinds NAME ...] [--only NAME ...]
 
 Per layout and model: recompute none (three optimizer steps) and full (gradients). Exit status 1 when a figure exceeds
 1e-5. The table is written after every group of layouts, so that an interrupted run leaves what it has proved.
@@ -48,7 +48,7 @@ class Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4, 8])
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 3, 4, 8])
     parser.add_argument("--only", nargs="*", default=list(ENTRIES))
     parser.add_argument("--kinds", nargs="*", default=list(ALL))
     options = parser.parse_args()

@@ -1,4 +1,7 @@
-"""A few of the ordered pairs of checkpoint_matrix.py, with the whole model on two processes."""
+"""A few of the ordered pairs of checkpoint_matrix.py, with the whole model on two processes.
+
+The pipelines hold 3 + 3, 5 + 1 and, interleaved, 3 + 1 and 1 + 1 layers.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,15 @@ from spawn import run_ranks
 
 from tests.parity import reference as ref
 
-LAYOUTS = {"cp2": layout(cp=2), "tp2": layout(tp=2, sp=True), "pp2": layout(pp=2)}
-PAIRS = [("cp2", "tp2"), ("cp2", "pp2"), ("cp2", "cp2")]
+LAYOUTS = {
+    "cp2": layout(cp=2),
+    "tp2": layout(tp=2, sp=True),
+    "pp2": layout(pp=2),
+    "uneven": layout(pp=2, pipeline_layers=(5, 1)),
+    "interleaved": layout(pp=2, vpp=2),
+}
+ORIGINS = ("cp2", "uneven")
+PAIRS = [("cp2", "tp2"), ("cp2", "uneven"), ("cp2", "cp2"), ("uneven", "pp2"), ("uneven", "interleaved")]
 
 
 def test_a_checkpoint_moves_between_layouts(tmp_path: Path) -> None:
@@ -21,7 +31,8 @@ def test_a_checkpoint_moves_between_layouts(tmp_path: Path) -> None:
     steps = make_steps(model, twin, 4)
     hops = [Hop(source, target, LAYOUTS[target]) for source, target in PAIRS]
     hops.append(Hop("cp2", "cp2", LAYOUTS["cp2"], without_moments=True))
-    run_ranks(run_origins, 2, 2, str(tmp_path), model, weights, steps, {"cp2": LAYOUTS["cp2"]}, timeout=300.0)
+    origins = {name: LAYOUTS[name] for name in ORIGINS}
+    run_ranks(run_origins, 2, 2, str(tmp_path), model, weights, steps, origins, timeout=300.0)
     run_ranks(run_hops, 2, 2, str(tmp_path), model, weights, steps, hops, timeout=300.0)
     with reading():
         for hop in hops[:-1]:

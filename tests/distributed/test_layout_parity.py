@@ -16,6 +16,7 @@ SELECTION = {
         ("EP2 x CP2 (2 processes)", "moe", 1),
         ("DP2, images shared", "dense_tied", 1),
     ],
+    3: [("PP3", "dense_untied", 1)],
     4: [
         ("TP2+SP x CP2", "dense_untied", 1),
         ("CP4", "dense_tied", 1),

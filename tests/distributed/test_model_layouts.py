@@ -4,6 +4,7 @@ parallelism. The full matrix of layouts is in test_parity_matrix once it exists;
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,12 +22,16 @@ TOLERANCE = 1e-5
 TP = replace(ref.PLAIN, tp=2)
 SP = replace(ref.PLAIN, tp=2, sp=True)
 PP = replace(ref.PLAIN, pp=2)
+UNEVEN = replace(PP, pipeline_layers=(4, 2))
+INTERLEAVED = replace(PP, vpp=2, pipeline_layers=(3, 1, 1, 3))
 DP = ref.PLAIN
 LAYOUTS = {
-    "dense_tied": [TP, SP, PP, DP],
-    "dense_untied": [TP, SP, replace(PP, vpp=2), replace(SP, recompute="full", vision_recompute="full")],
+    "dense_tied": [TP, SP, UNEVEN, DP],
+    "dense_untied": [TP, SP, INTERLEAVED, replace(SP, recompute="full", vision_recompute="full")],
     "moe": [SP, PP, replace(DP, ep=2), replace(SP, ep=2), replace(SP, etp=2, recompute="selective")],
 }
+# The layers of each pipeline rank: part k lies on rank k % 2.
+LISTED = {(4, 2): [[0, 1, 2, 3], [4, 5]], (3, 1, 1, 3): [[0, 1, 2, 4], [3, 5, 6, 7]]}
 Sizes = dict[str, tuple[float, float]]  # per tensor: ||g - g'||^2 and ||g'||^2 of this rank's part
 
 
@@ -113,6 +118,12 @@ def _finalize(reduce: Any, chunks: Any, num_tokens: Any = None, **rest: Any) -> 
     reduce(chunks, None, **rest)
 
 
+def layers_of(sizes: Sizes) -> list[int]:
+    """The language layers that a rank holds."""
+    found = (re.match(r"language\.decoder\.layers\.(\d+)\.", name) for name in sizes)
+    return sorted({int(match[1]) for match in found if match})
+
+
 @pytest.mark.parametrize("kind", ref.KINDS)
 def test_gradients_equal_transformers(kind: str) -> None:
     model = ref.model_config(kind)
@@ -138,6 +149,8 @@ def test_gradients_equal_transformers(kind: str) -> None:
     for index, parallel in enumerate(LAYOUTS[kind]):
         seen = [rank[index] for rank in results]
         names = set().union(*seen)
+        if parallel.pipeline_layers is not None:
+            assert [layers_of(sizes) for sizes in seen] == LISTED[parallel.pipeline_layers]
         assert names == ref.ours_from_transformers(expected.gradients, model).keys()
         errors = {}
         for name in names:
