@@ -5,8 +5,8 @@
       tensors/         weights, fp32 masters, moments and step count (torch_dist format, fully reshardable)
       config.json ...  the extra files that the caller gives
 
-A folder of that name is complete: it is written as a hidden sibling, flushed to the disk, then renamed. What a killed
-save or deletion leaves behind is hidden too, never loaded, and removed by the next one.
+A folder of that name is complete: it is written (saving.py) as a hidden sibling, flushed to the disk, then renamed.
+What a killed save or deletion leaves behind is hidden too, never loaded, and removed by the next one.
 
 On safety: state.json is JSON, and tensors are read without unpickling objects (``weights_only``). torch's own index,
 ``tensors/.metadata``, is a pickle; ``_check_index`` refuses it when it names anything but torch's index types.
@@ -34,7 +34,6 @@ from megatron.core.utils import unwrap_model
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.parallel.groups import Groups, from_first_rank
 from megatron_qwen3vl.train.disk import Disk
-from megatron_qwen3vl.train.forward import complete_weights
 
 FORMAT = 1
 STATE = "state.json"
@@ -74,7 +73,7 @@ def load_checkpoint(
     """
     state = from_first_rank(lambda: _checked_state(folder))
     source = str(folder / TENSORS)
-    tree = sharded_tree(chunks, optimizer, groups, is_loading=True)
+    tree = _tree_to_load(chunks, optimizer, groups)
     begun = False
     try:
         if optimizer is not None:
@@ -163,28 +162,40 @@ def _named_chunks(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Mega
         yield (f"model{index}" if len(chunks) > 1 else "model"), unwrap_model(chunk)
 
 
-def sharded_tree(
-    chunks: Sequence[torch.nn.Module], optimizer: ChainedOptimizer | None, groups: Groups, is_loading: bool
+def weights_tree(chunks: Sequence[torch.nn.Module], groups: Groups) -> dict[str, Any]:
+    """The weights as megatron-core's sharded tensors, by chunk."""
+    return {key: chunk.sharded_state_dict(metadata=_metadata(groups)) for key, chunk in _named_chunks(chunks)}
+
+
+def optimizer_step(optimizer: ChainedOptimizer) -> int:
+    """How many updates the optimizer has made."""
+    return max(group["step"] for group in optimizer.param_groups)
+
+
+def _tree_to_load(
+    chunks: Sequence[torch.nn.Module], optimizer: ChainedOptimizer | None, groups: Groups
 ) -> dict[str, Any]:
-    """What megatron-core saves or loads: sharded tensors by chunk, those of the optimizer, and its step count.
+    """Weights, masters and moments to fill, and the step count.
 
     Only tensors and the step come from the optimizer. The rest of its state (how many parts it has, their groups)
     belongs to a layout: with ep=1 the experts are part of the first optimizer, else they have their own.
     """
-    if not is_loading:
-        complete_weights(chunks)
-    metadata = {
+    tree = weights_tree(chunks, groups)
+    if optimizer is not None:
+        metadata = _metadata(groups)
+        parts = [part.sharded_state_dict(tree, True, metadata=metadata) for part in optimizer.chained_optimizers]
+        tree["optimizer"] = {f"part{index}": part["param_state"] for index, part in enumerate(parts)}
+        tree["optimizer_step"] = optimizer_step(optimizer)
+    return tree
+
+
+def _metadata(groups: Groups) -> dict[str, Any]:
+    return {
         "distrib_optim_sharding_type": SHARDING,
         "distrib_optim_fully_reshardable_mem_efficient": False,
         "chained_optim_avoid_prefix": True,
         "dp_cp_group": groups.dp_cp,
     }
-    tree = {key: chunk.sharded_state_dict(metadata=metadata) for key, chunk in _named_chunks(chunks)}
-    if optimizer is not None:
-        parts = [part.sharded_state_dict(tree, is_loading, metadata=metadata) for part in optimizer.chained_optimizers]
-        tree["optimizer"] = {f"part{index}": part["param_state"] for index, part in enumerate(parts)}
-        tree["optimizer_step"] = max(group["step"] for group in optimizer.param_groups)
-    return tree
 
 
 def _begin_absent_moments(tree: dict[str, Any], saved: Mapping[str, object]) -> bool:

@@ -1,7 +1,6 @@
 """Saving a checkpoint while training goes on.
 
-    Saver.save     copies what will change (weights; megatron has gathered masters and moments into memory of their own
-                   already), and returns
+    Saver.save     copies what this rank writes, and returns
     a thread       of each rank writes that rank's tensors, flushed to the disk
     Saver.advance  once all ranks are ready: the first rank learns where everything lies, and a thread of it writes the
                    index and the small files, gives the folder its name and deletes old checkpoints
@@ -16,7 +15,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,15 +24,7 @@ from typing import Any, TypeVar
 
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
 from megatron.core.optimizer import ChainedOptimizer
-from megatron.core.utils import unwrap_model
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan
@@ -48,9 +39,9 @@ from megatron_qwen3vl.train.checkpoint import (
     clean_leftovers,
     prune,
     put_in_place,
-    sharded_tree,
 )
 from megatron_qwen3vl.train.disk import Disk
+from megatron_qwen3vl.train.staging import Staged, new_planner, stage
 
 T = TypeVar("T")
 
@@ -70,15 +61,6 @@ def save_checkpoint(
         saver.wait()
     finally:
         saver.close()
-
-
-@dataclass(frozen=True)
-class _Staged:
-    """What a rank writes: tensors that nobody changes any more, in the order of ``plan``; ``common`` is the rest."""
-
-    planner: MCoreSavePlanner
-    plan: SavePlan
-    common: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -106,7 +88,7 @@ class Saver:
         self._groups, self._disk, self._keep = groups, disk, keep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._flight: _Flight | None = None
-        self._checked = False
+        self._staged: Staged | None = None
 
     def save(
         self,
@@ -127,8 +109,7 @@ class Saver:
         content = json.dumps({"format": FORMAT, "state": state}, indent=1).encode()
         new = folder.parent / f".{folder.name}.new"
         created = from_first_rank(lambda: _writing(folder, partial(_begin, folder.parent, new, self._disk)))
-        staged = _stage(chunks, optimizer, self._groups, check=not self._checked)
-        self._checked = True  # what is saved, and by whom, stays the same over a stage
+        self._staged = staged = stage(chunks, optimizer, self._groups, self._staged)
 
         def name(handed_in: Sequence[_Written]) -> None:
             _refuse_problems(handed_in)
@@ -191,69 +172,25 @@ def _begin(root: Path, new: Path, disk: Disk) -> list[Path]:
     return [path.parent for path in missing]
 
 
-def _stage(
-    chunks: Sequence[torch.nn.Module], optimizer: ChainedOptimizer | None, groups: Groups, check: bool
-) -> _Staged:
-    """``check`` has all ranks find out whether each part of each tensor is written exactly once."""
-    tree = sharded_tree(chunks, optimizer, groups, is_loading=False)
-    sharded, common = save_preprocess(tree, validate_access_integrity=check)
-    grouped, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
-    live = set(_live_storages(chunks, optimizer))
-    with torch.no_grad():
-        for shard in (shard for shards in grouped.values() for shard in shards if isinstance(shard, ShardedTensor)):
-            shard.data = _private(shard.data, live)
-    planner = _planner()
-    planner.set_up_planner(mcore_to_pyt_state_dict(grouped, False), is_coordinator=groups.is_writer)
-    return _Staged(planner, planner.create_local_plan(), common)
-
-
-def _planner() -> MCoreSavePlanner:
-    return MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
-
-
-def _live_storages(chunks: Sequence[torch.nn.Module], optimizer: ChainedOptimizer | None) -> Iterator[int]:
-    """Addresses of the memory that training changes in place."""
-    for module in map(unwrap_model, chunks):
-        yield from (tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers()))
-    for part in optimizer.chained_optimizers if optimizer is not None else ():
-        for parameter in part.get_parameters():
-            yield parameter.untyped_storage().data_ptr()
-            yield from (moment.untyped_storage().data_ptr() for moment in part.optimizer.state[parameter].values())
-
-
-def _private(tensor: torch.Tensor, live: set[int]) -> torch.Tensor:
-    """The tensor in CPU memory that nobody else changes."""
-    tensor = tensor.detach()
-    if tensor.device.type != "cpu":
-        return tensor.cpu()
-    return tensor.clone() if tensor.untyped_storage().data_ptr() in live else tensor
-
-
-def _write_tensors(disk: Disk, folder: Path, name: str, staged: _Staged) -> _Written:
+def _write_tensors(disk: Disk, folder: Path, name: str, staged: Staged) -> _Written:
     """One file, in the form that torch's FileSystemReader reads: a torch.save of each tensor after the other."""
     places: list[WriteResult] = []
     if not staged.plan.items:
         return _Written(staged.plan, places, None)
     try:
         with disk.create(folder / name) as stream:
-            for item in staged.plan.items:
+            for item, data in zip(staged.plan.items, staged.data, strict=True):
                 offset = stream.tell()
-                _write_item(stream, staged.planner.resolve_data(item))
+                if isinstance(data, io.BytesIO):
+                    stream.write(data.getbuffer())
+                else:
+                    torch.save(data, stream)
                 length = stream.tell() - offset
                 places.append(WriteResult(item.index, length, _StorageInfo(name, offset, length)))
         disk.sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of what the disk says
         return _Written(staged.plan, [], str(error).strip() or type(error).__name__)
     return _Written(staged.plan, places, None)
-
-
-def _write_item(stream: Any, data: torch.Tensor | io.BytesIO) -> None:
-    if isinstance(data, io.BytesIO):
-        stream.write(data.getbuffer())
-        return
-    if data.untyped_storage().nbytes() != data.nbytes:
-        data = data.clone()  # torch.save writes all of the memory that a view is a part of
-    torch.save(data, stream)
 
 
 def _refuse_problems(handed_in: Sequence[_Written]) -> None:
@@ -264,7 +201,7 @@ def _refuse_problems(handed_in: Sequence[_Written]) -> None:
 
 def _write_index(disk: Disk, folder: Path, handed_in: Sequence[_Written], common: dict[str, Any]) -> None:
     """What megatron and torch want beside the tensors; also finds gaps and overlaps between the ranks' plans."""
-    _, index = _planner().create_global_plan([written.plan for written in handed_in])
+    _, index = new_planner().create_global_plan([written.plan for written in handed_in])
     index.storage_data = {place.index: place.storage_data for written in handed_in for place in written.places}
     index.storage_meta, index.version = StorageMeta(), CURRENT_DCP_VERSION
     form = json.dumps(asdict(CheckpointingConfig("torch_dist", 1))).encode()
