@@ -207,7 +207,9 @@ def start(
     return Running(model, parallel, groups, chunks, named, marks, optimizer, messages)
 
 
-def backward(running: Running, cases: Sequence[ref.Case], num_packs: int | None = None) -> float:
+def backward(
+    running: Running, cases: Sequence[ref.Case], num_packs: int | None = None, forward_only: bool = False
+) -> float:
     """Gradients of one global batch of these samples; its loss. By default each rank has as few packs as it can."""
     from megatron_qwen3vl.batch import collate
     from megatron_qwen3vl.train import figures
@@ -221,7 +223,8 @@ def backward(running: Running, cases: Sequence[ref.Case], num_packs: int | None 
     for chunk in running.chunks:
         chunk.zero_grad_buffer()
     running.optimizer.zero_grad()
-    report = run_schedule(running.chunks, [collate([p], EXPONENT, device) for p in packs], total, groups.dp_size)
+    batches = [collate([pack], EXPONENT, device) for pack in packs]
+    report = run_schedule(running.chunks, batches, total, groups.dp_size, forward_only)
     return figures.gather_losses(report, ["test"], EXPONENT, total, False, True, groups, device).loss
 
 

@@ -18,6 +18,7 @@ DENSE = ("dense_tied", "dense_untied")
 ALL = (*DENSE, "moe")
 UNTIED = ("dense_untied",)  # eight layers
 MOE = ("moe",)
+BUCKET = 10_000  # weights: several messages per chunk; without it these models go into one
 SIX = ("dense_tied", "moe")  # six layers
 
 
@@ -76,6 +77,17 @@ def _entries() -> list[Entry]:
     add("DP2 x CP2, images shared", 4, ALL, cp=2, vision_dp=2)
     add("DP2 x PP2, images shared", 4, ALL, pp=2, vision_dp=2)
     add("DP2 x TP2+SP, images shared", 4, ALL, tp=2, sp=True, vision_dp=2)
+    add("DP2, buckets", 2, ALL, bucket_size=BUCKET)
+    add("DP2, no overlap", 2, ALL, overlap=False)
+    add("EP2, buckets", 2, MOE, ep=2, bucket_size=BUCKET)
+    add("DP4, buckets", 4, ALL, bucket_size=BUCKET)
+    add("DP4, no overlap", 4, ALL, overlap=False)
+    add("DP2 x PP2, buckets", 4, ALL, pp=2, bucket_size=BUCKET)
+    add("DP2 x PP2, no overlap", 4, ALL, pp=2, overlap=False)
+    add("DP2 x PP2 x VPP2, buckets", 4, ALL, pp=2, vpp=2, bucket_size=BUCKET)
+    add("DP2 x CP2, buckets", 4, ALL, cp=2, bucket_size=BUCKET)
+    add("DP2 x TP2+SP, buckets", 4, ALL, tp=2, sp=True, bucket_size=BUCKET)
+    add("DP2 x EP2, buckets", 4, MOE, ep=2, bucket_size=BUCKET)
     add("TP2+SP x CP2 x PP2", 8, ALL, tp=2, sp=True, cp=2, pp=2)
     add("DP2 x TP2+SP x CP2", 8, ALL, tp=2, sp=True, cp=2)
     add("DP4 x CP2, images shared by 2", 8, ALL, cp=2, vision_dp=2)
