@@ -206,7 +206,9 @@ def _shards_and_tokenizer(command: str, arguments: list[str]) -> tuple[Path, Ing
     from megatron_qwen3vl.train.prepare import with_model_of_origin
 
     config = with_model_of_origin(load_config(overrides))
-    ingredients = find_ingredients(config.model, config.dtype, config.run.init_from, config.tokenizer)
+    ingredients = find_ingredients(
+        config.model, config.dtype, config.run.init_from, config.tokenizer, config.run.init_language
+    )
     return Path(path), ingredients, config.model
 
 

@@ -64,6 +64,7 @@ def _run_problems(config: RunConfig) -> Iterator[str]:
     yield from _one_of("dtype", config.dtype, DTYPES)
     yield from _parallel("parallel", config.parallel)
     yield from _tokenizer(config.tokenizer)
+    yield from _tokenizer_of_language(config.run.init_language, config.tokenizer)
     yield from _at_least("checkpoint.every", config.checkpoint.every, 1)
     yield from _at_least("checkpoint.keep", config.checkpoint.keep, 1)
     yield from _at_least("data.workers", config.data.workers, 0)
@@ -118,8 +119,10 @@ def _section(run: RunSection) -> Iterator[str]:
     elif pair.count(None) == 1:
         missing = "run.init_vision" if run.init_vision is None else "run.init_language"
         yield f"{missing}: is missing; run.init_language and run.init_vision belong together"
-    elif None not in pair:
-        yield "run.init_language, run.init_vision: cannot be read yet; begin with run.init_from, or with neither"
+    if run.rope_theta is not None:
+        yield from _above("run.rope_theta", run.rope_theta, 0.0)
+        if run.init_language is None:
+            yield "run.rope_theta: is for run.init_language only; the others' is model.text_config.rope_theta"
     for key, folder in (("init_from", run.init_from), ("init_language", pair[0]), ("init_vision", pair[1])):
         if folder is not None:
             yield from _model_folder(f"run.{key}", folder)
@@ -259,6 +262,12 @@ def _model_folder(key: str, name: str) -> Iterator[str]:
 def _tokenizer(name: str | None) -> Iterator[str]:
     if name is not None and not (Path(name) / "tokenizer.json").is_file():
         yield f"tokenizer={name}: no folder with a tokenizer.json"
+
+
+def _tokenizer_of_language(init_language: str | None, tokenizer: str | None) -> Iterator[str]:
+    """The built-in tokenizer never fits a Qwen3."""
+    if init_language is not None and tokenizer is None and not (Path(init_language) / "tokenizer.json").is_file():
+        yield "tokenizer: run.init_language holds no tokenizer.json; name a folder (`data tokenizer` makes Qwen's)"
 
 
 def _writable_folder(key: str, folder: Path) -> Iterator[str]:

@@ -170,6 +170,7 @@ class RunSection:
     init_from: str | None
     init_language: str | None
     init_vision: str | None
+    rope_theta: float | None  # of a language model from init_language; null keeps the folder's own
 
 
 @dataclass(frozen=True)

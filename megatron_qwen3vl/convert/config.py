@@ -8,11 +8,11 @@ Key names: ``transformers/models/qwen3_vl/configuration_qwen3_vl.py`` and ``qwen
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_qwen3vl.config.schema import ModelConfig, TextConfig, VisionConfig
+from megatron_qwen3vl.convert.keys import Keys, read_tree
 from megatron_qwen3vl.convert.source_layout import CONFIG_FILE
 from megatron_qwen3vl.errors import UserError
 
@@ -44,17 +44,12 @@ def read_config(folder: Path) -> ModelConfig:
 
 def parse_config(content: bytes, path: str) -> ModelConfig:
     """The same for a config.json in memory; ``path`` is its name in messages."""
-    try:
-        tree = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    keys = _Keys(path, tree if isinstance(tree, dict) else {}, "", [])
+    keys = Keys(path, read_tree(content, path), "", [])
     kind = keys.get("model_type", str)
     if kind not in ARCHITECTURES:
         keys.problems = [f"{path}: model_type {kind!r}; only {DENSE} and {MOE} can be converted"]
         raise UserError(keys.problems)
-    if "quantization_config" in keys.tree:
-        keys.refuse("quantization_config", "use the unquantised checkpoint")
+    keys.refuse_quantised()
     model = ModelConfig(
         text_config=_text(keys.section("text_config"), kind == MOE),
         vision_config=_vision(keys.section("vision_config")),
@@ -104,51 +99,20 @@ def _set_dtype(tree: dict[str, Any], dtype: str) -> bool:
     return changed
 
 
-class _Keys:
-    """Reads keys of one section and collects what is wrong with them; all sections share the list."""
-
-    def __init__(self, path: str, tree: Mapping[str, Any], prefix: str, problems: list[str]) -> None:
-        self.path, self.tree, self.prefix, self.problems = path, tree, prefix, problems
-
-    def refuse(self, key: str, advice: str) -> None:
-        self.problems.append(f"{self.path}: {self.prefix}{key} {self.tree.get(key)!r} cannot be built; {advice}")
-
-    def section(self, key: str) -> _Keys:
-        value = self.tree.get(key)
-        if not isinstance(value, dict):
-            self.problems.append(f"{self.path}: {self.prefix}{key} is missing or not a section")
-            value = {}
-        return _Keys(self.path, value, f"{self.prefix}{key}.", self.problems)
-
-    def get(self, key: str, kind: type, default: Any = None) -> Any:
-        """The value, converted to ``kind`` where no information is lost; ``default`` None: the key is required."""
-        value = self.tree.get(key)
-        if value is None and default is not None:
-            return default
-        if value is None:
-            self.problems.append(f"{self.path}: {self.prefix}{key} is missing")
-            return kind()
-        good = isinstance(value, int | float) if kind is float else isinstance(value, kind)
-        if not good or (isinstance(value, bool) and kind is not bool):
-            self.problems.append(f"{self.path}: {self.prefix}{key} is {value!r}, not {kind.__name__}")
-            return kind()
-        return kind(value)
-
-    def integers(self, key: str) -> tuple[int, ...]:
-        values = self.get(key, list)
-        if not all(isinstance(v, int) for v in values):
-            self.problems.append(f"{self.path}: {self.prefix}{key} is {values!r}, not a list of integers")
-        return tuple(values)
-
-    def same(self, key: str, allowed: Iterable[Any]) -> None:
-        if key in self.tree and self.tree[key] not in allowed:
-            self.refuse(key, f"it must be {next(iter(allowed))!r}")
+def _text(keys: Keys, moe: bool) -> TextConfig:
+    name = "rope_parameters" if isinstance(keys.tree.get("rope_parameters"), dict) else "rope_scaling"
+    rope = keys.section(name)
+    rope.same("rope_type", ("default",))
+    rope.same("type", ("default", "mrope"))
+    rope.same("mrope_interleaved", (True,))
+    theta = rope if "rope_theta" in rope.tree else keys
+    return read_text(keys, moe, theta.get("rope_theta", float), rope.integers("mrope_section"))
 
 
-def _text(keys: _Keys, moe: bool) -> TextConfig:
+def read_text(keys: Keys, moe: bool, theta: float, section: tuple[int, ...]) -> TextConfig:
+    """The language model of ``keys``' section; Qwen3's own config.json has the same names."""
     for key, allowed in _FIXED_TEXT.items():
         keys.same(key, allowed)
-    theta, section = _rope(keys)
     heads = keys.get("num_attention_heads", int)
     experts = "num_local_experts" if "num_local_experts" in keys.tree else "num_experts"
     hidden = keys.get("hidden_size", int)
@@ -174,17 +138,7 @@ def _text(keys: _Keys, moe: bool) -> TextConfig:
     )
 
 
-def _rope(keys: _Keys) -> tuple[float, tuple[int, ...]]:
-    name = "rope_parameters" if isinstance(keys.tree.get("rope_parameters"), dict) else "rope_scaling"
-    rope = keys.section(name)
-    rope.same("rope_type", ("default",))
-    rope.same("type", ("default", "mrope"))
-    rope.same("mrope_interleaved", (True,))
-    theta = rope if "rope_theta" in rope.tree else keys
-    return theta.get("rope_theta", float), rope.integers("mrope_section")
-
-
-def _vision(keys: _Keys) -> VisionConfig:
+def _vision(keys: Keys) -> VisionConfig:
     theta = VISION_ROPE_THETA
     if isinstance(keys.tree.get("rope_parameters"), dict):
         rope = keys.section("rope_parameters")

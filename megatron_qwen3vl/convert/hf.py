@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -51,12 +51,29 @@ def load_hf(modules: Sequence[nn.Module], model: ModelConfig, folder: Path, grou
     """
     with WeightFiles(folder) as weights:
         table = NameTable.of(model, layout_of(weights).transposed_experts)
-        _refuse_misfits(weights, table, model.tie_word_embeddings)
-        for chunk in modules:
-            for name, parameter in global_parameters(unwrap_model(chunk)):
-                entry = table.entries[name]
-                full = entry.rule.operation.merge([weights.read(piece.name, piece.index) for piece in entry.pieces])
-                parameter.data.copy_(_own_shard(entry, full, parameter, groups))
+        problems = misfits(weights, table, tied=model.tie_word_embeddings)
+        if problems:
+            raise UserError(problems)
+        unfilled = fill(modules, [(weights, table)], groups)
+    if unfilled:
+        raise ValueError(f"the table has no row for {unfilled[:3]}")
+
+
+def fill(
+    modules: Sequence[nn.Module], sources: Sequence[tuple[WeightFiles, NameTable]], groups: Groups
+) -> list[str]:
+    """Fill this rank's parameters from the folders whose tables name them; the names that none of them has."""
+    entries = {name: (weights, entry) for weights, table in sources for name, entry in table.entries.items()}
+    unfilled = []
+    for chunk in modules:
+        for name, parameter in global_parameters(unwrap_model(chunk)):
+            if name not in entries:
+                unfilled.append(name)
+                continue
+            weights, entry = entries[name]
+            full = entry.rule.operation.merge([weights.read(piece.name, piece.index) for piece in entry.pieces])
+            parameter.data.copy_(_own_shard(entry, full, parameter, groups))
+    return unfilled
 
 
 def export_hf(
@@ -105,7 +122,10 @@ def refuse_used(out: Path) -> None:
         raise UserError(f"{out}: no permission to write there; choose another")
 
 
-def _refuse_misfits(weights: WeightFiles, table: NameTable, tied: bool) -> None:
+def misfits(
+    weights: WeightFiles, table: NameTable, tied: bool = False, left_out: Collection[str] = ()
+) -> list[str]:
+    """Every tensor that is missing, misshapen or, ``left_out`` apart, unexpected; a tied head may come along."""
     folder, stored = weights.folder, weights.tensors
     problems = []
     for name, tensor in table.tensors.items():
@@ -114,7 +134,7 @@ def _refuse_misfits(weights: WeightFiles, table: NameTable, tied: bool) -> None:
         elif stored[name].shape != tensor.shape:
             found = f"{folder / stored[name].file}: tensor {name!r} has shape {list(stored[name].shape)}"
             problems.append(f"{found}, config.json asks for {list(tensor.shape)}")
-    for name in sorted(stored.keys() - table.tensors.keys()):
+    for name in sorted(stored.keys() - table.tensors.keys() - set(left_out)):
         if tied and name == HEAD:
             problems += _refuse_other_head(weights, table)
         else:
@@ -123,8 +143,7 @@ def _refuse_misfits(weights: WeightFiles, table: NameTable, tied: bool) -> None:
             )
     if len(problems) > PROBLEMS_SHOWN:
         problems = [*problems[:PROBLEMS_SHOWN], f"{folder}: and {len(problems) - PROBLEMS_SHOWN} more such tensors"]
-    if problems:
-        raise UserError(problems)
+    return problems
 
 
 def _refuse_other_head(weights: WeightFiles, table: NameTable) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +93,11 @@ class NameTable:
     def of(model: ModelConfig, transposed_experts: bool) -> NameTable:
         """``transposed_experts``: experts stand as [E, in, out], as in the published checkpoints
         (``source_layout.py``)."""
+        return NameTable.write_out(rules(model, transposed_experts), model)
+
+    @staticmethod
+    def write_out(rows: Iterable[Rule], model: ModelConfig) -> NameTable:
+        """The rows for every layer, block, level and expert of the model."""
         counts = {
             "block": model.vision_config.depth,
             "level": len(model.vision_config.deepstack_visual_indexes),
@@ -102,7 +107,7 @@ class NameTable:
         entries: dict[str, Entry] = {}
         parts: dict[str, list[tuple[Entry, int]]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
-        for rule in rules(model, transposed_experts):
+        for rule in rows:
             piece_shapes = [tuple(p.shape) for p in rule.operation.split(torch.empty(rule.shape, device="meta"))]
             for numbers in _countings(rule.ours, counts):
                 entry = Entry(rule.ours.format(**numbers), tuple(_piece(n.format(**numbers)) for n in rule.hf), rule)
@@ -114,15 +119,26 @@ class NameTable:
 
 
 def rules(model: ModelConfig, transposed_experts: bool) -> tuple[Rule, ...]:
-    """The table of one model. A tied model has no row for the head: it is the embedding."""
+    """The table of one model."""
     text = model.text_config
-    ends = [
-        Rule(("model.language_model.norm.weight",), "language.decoder.final_layernorm.weight", (text.hidden_size,)),
+    hf = "model.language_model."
+    feed_forward = _experts(text, hf, transposed_experts) if text.num_experts else dense_rules(text, hf)
+    return (*_vision(model.vision_config), *language_rules(model, hf, feed_forward))
+
+
+def language_rules(model: ModelConfig, hf: str, feed_forward: Sequence[Rule]) -> tuple[Rule, ...]:
+    """The language model's rows; its tensors' names begin with ``hf``. A tied one has no row for the head: it is the
+    embedding."""
+    text = model.text_config
+    rows = [
+        Rule((hf + "embed_tokens.weight",), EMBEDDING, (text.vocab_size, text.hidden_size), partition=ROWS),
+        *_attention(text, hf),
+        *feed_forward,
+        Rule((hf + "norm.weight",), "language.decoder.final_layernorm.weight", (text.hidden_size,)),
     ]
     if not model.tie_word_embeddings:
-        ends.append(Rule(("lm_head.weight",), OUTPUT_LAYER, (text.vocab_size, text.hidden_size), partition=ROWS))
-    feed_forward = _experts(text, transposed_experts) if text.num_experts else _dense(text)
-    return (*_vision(model.vision_config), *_attention(text), *feed_forward, *ends)
+        rows.append(Rule(("lm_head.weight",), OUTPUT_LAYER, (text.vocab_size, text.hidden_size), partition=ROWS))
+    return tuple(rows)
 
 
 def _vision(vision: VisionConfig) -> list[Rule]:
@@ -145,12 +161,12 @@ def _vision(vision: VisionConfig) -> list[Rule]:
             (vision.num_position_embeddings, width),
             partition=ROWS,
         ),
-        *_norm(hf + "norm1", ours + "input_layernorm", width),
-        *_norm(hf + "norm2", ours + "pre_mlp_layernorm", width),
-        *_column(hf + "attn.qkv", ours + "self_attention.linear_qkv", 3 * width, width, qkv),
-        *_row(hf + "attn.proj", ours + "self_attention.linear_proj", width, width),
-        *_column(hf + "mlp.linear_fc1", ours + "mlp.linear_fc1", ffn, width, SAME),
-        *_row(hf + "mlp.linear_fc2", ours + "mlp.linear_fc2", width, ffn),
+        *norm_rules(hf + "norm1", ours + "input_layernorm", width),
+        *norm_rules(hf + "norm2", ours + "pre_mlp_layernorm", width),
+        *column_rules(hf + "attn.qkv", ours + "self_attention.linear_qkv", 3 * width, width, qkv),
+        *row_rules(hf + "attn.proj", ours + "self_attention.linear_proj", width, width),
+        *column_rules(hf + "mlp.linear_fc1", ours + "mlp.linear_fc1", ffn, width),
+        *row_rules(hf + "mlp.linear_fc2", ours + "mlp.linear_fc2", width, ffn),
     ]
     folded = width * vision.spatial_merge_size**2
     # the main merger normalises before the fold, the DeepStack mergers after it
@@ -159,22 +175,21 @@ def _vision(vision: VisionConfig) -> list[Rule]:
         ("model.visual.deepstack_merger_list.{level}.", "vision.deepstack_mergers.{level}.", folded),
     )
     for hf, ours, normed in mergers:
-        table += _norm(hf + "norm", ours + "norm", normed)
-        table += _column(hf + "linear_fc1", ours + "linear_fc1", folded, folded, SAME)
-        table += _row(hf + "linear_fc2", ours + "linear_fc2", vision.out_hidden_size, folded)
+        table += norm_rules(hf + "norm", ours + "norm", normed)
+        table += column_rules(hf + "linear_fc1", ours + "linear_fc1", folded, folded)
+        table += row_rules(hf + "linear_fc2", ours + "linear_fc2", vision.out_hidden_size, folded)
     return table
 
 
-def _attention(text: TextConfig) -> list[Rule]:
+def _attention(text: TextConfig, hf: str) -> list[Rule]:
     width, head, groups = text.hidden_size, text.head_dim, text.num_key_value_heads
-    hf, ours = "model.language_model.layers.{layer}.", "language.decoder.layers.{layer}."
+    hf, ours = hf + "layers.{layer}.", "language.decoder.layers.{layer}."
     qkv = tuple(hf + f"self_attn.{x}_proj.weight" for x in "qkv")
     rows = (text.num_attention_heads + 2 * groups) * head
     group_qkv = GroupQKV(groups, text.num_attention_heads // groups)
     proj = (hf + "self_attn.o_proj.weight",)
     proj_shape = (width, text.num_attention_heads * head)
     return [
-        Rule(("model.language_model.embed_tokens.weight",), EMBEDDING, (text.vocab_size, width), partition=ROWS),
         Rule((hf + "input_layernorm.weight",), ours + "input_layernorm.weight", (width,)),
         Rule((hf + "post_attention_layernorm.weight",), ours + "pre_mlp_layernorm.weight", (width,)),
         Rule(qkv, ours + "self_attention.linear_qkv.weight", (rows, width), group_qkv, ROWS),
@@ -184,9 +199,10 @@ def _attention(text: TextConfig) -> list[Rule]:
     ]
 
 
-def _dense(text: TextConfig) -> list[Rule]:
+def dense_rules(text: TextConfig, hf: str) -> list[Rule]:
+    """The feed-forward rows of a dense model."""
     width, ffn = text.hidden_size, text.intermediate_size
-    hf, ours = "model.language_model.layers.{layer}.mlp.", "language.decoder.layers.{layer}.mlp."
+    hf, ours = hf + "layers.{layer}.mlp.", "language.decoder.layers.{layer}.mlp."
     gate_up = (hf + "gate_proj.weight", hf + "up_proj.weight")
     return [
         Rule(gate_up, ours + "linear_fc1.weight", (2 * ffn, width), StackRows(), GATE_UP_ROWS),
@@ -194,9 +210,9 @@ def _dense(text: TextConfig) -> list[Rule]:
     ]
 
 
-def _experts(text: TextConfig, transposed: bool) -> list[Rule]:
+def _experts(text: TextConfig, hf: str, transposed: bool) -> list[Rule]:
     width, ffn = text.hidden_size, text.moe_intermediate_size
-    hf, ours = "model.language_model.layers.{layer}.mlp.", "language.decoder.layers.{layer}.mlp."
+    hf, ours = hf + "layers.{layer}.mlp.", "language.decoder.layers.{layer}.mlp."
     expert = ours + "experts.local_experts.{expert}."
     operation: Operation = Transpose() if transposed else SAME
     gate_up, down = (hf + "experts.gate_up_proj[{expert}]",), (hf + "experts.down_proj[{expert}]",)
@@ -207,17 +223,18 @@ def _experts(text: TextConfig, transposed: bool) -> list[Rule]:
     ]
 
 
-def _norm(hf: str, ours: str, width: int) -> list[Rule]:
+def norm_rules(hf: str, ours: str, width: int) -> list[Rule]:
+    """A norm with bias."""
     return [Rule((f"{hf}.{kind}",), f"{ours}.{kind}", (width,)) for kind in ("weight", "bias")]
 
 
-def _column(hf: str, ours: str, rows: int, columns: int, operation: Operation) -> list[Rule]:
+def column_rules(hf: str, ours: str, rows: int, columns: int, operation: Operation = SAME) -> list[Rule]:
     """A column-parallel layer with bias: both are divided by rows."""
     weight = Rule((hf + ".weight",), ours + ".weight", (rows, columns), operation, ROWS)
     return [weight, Rule((hf + ".bias",), ours + ".bias", (rows,), operation, ROWS)]
 
 
-def _row(hf: str, ours: str, rows: int, columns: int) -> list[Rule]:
+def row_rules(hf: str, ours: str, rows: int, columns: int) -> list[Rule]:
     """A row-parallel layer with bias: the weight is divided by columns, the bias is whole everywhere."""
     weight = Rule((hf + ".weight",), ours + ".weight", (rows, columns), partition=COLUMNS)
     return [weight, Rule((hf + ".bias",), ours + ".bias", (rows,))]

@@ -11,15 +11,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_qwen3vl.config.schema import ModelConfig
+from megatron_qwen3vl.convert.keys import read_tree
 from megatron_qwen3vl.convert.safetensors_files import INDEX_FILE, SINGLE_FILE, WeightFiles
 
 CONFIG_FILE = "config.json"
 LAYOUT_FILE = "source_layout.json"
+GENERATION_FILE = "generation_config.json"
+SETTINGS_FILE = "tokenizer_config.json"
+TEMPLATE_FILES = ("chat_template.json", "chat_template.jinja")
 TOKENIZER_FILES = (
-    "chat_template.json",
-    "chat_template.jinja",
+    *TEMPLATE_FILES,
     "tokenizer.json",
-    "tokenizer_config.json",
+    SETTINGS_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -27,7 +30,7 @@ TOKENIZER_FILES = (
 )
 SIDE_FILES = (
     CONFIG_FILE,
-    "generation_config.json",
+    GENERATION_FILE,
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "processor_config.json",
@@ -67,6 +70,23 @@ def with_tokenizer(files: Mapping[str, bytes], folder: Path) -> dict[str, bytes]
     """The side files with the tokenizer of ``folder`` in the place of their own."""
     kept = {name: content for name, content in files.items() if name not in TOKENIZER_FILES}
     return kept | {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
+def with_generation(files: Mapping[str, bytes], folder: Path) -> dict[str, bytes]:
+    """The side files with the generation defaults of ``folder``, where it has any."""
+    path = folder / GENERATION_FILE
+    return {**files, **({GENERATION_FILE: path.read_bytes()} if path.is_file() else {})}
+
+
+def with_chat_template(files: Mapping[str, bytes], template: str) -> dict[str, bytes]:
+    """The side files with ``template`` in the place of the tokenizer's own.
+
+    Raises UserError when the tokenizer's settings are no JSON.
+    """
+    kept = {name: content for name, content in files.items() if name not in TEMPLATE_FILES}
+    settings = read_tree(files.get(SETTINGS_FILE, b"{}"), SETTINGS_FILE)
+    settings["chat_template"] = template
+    return kept | {SETTINGS_FILE: (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()}
 
 
 def layout_of(weights: WeightFiles) -> SourceLayout:

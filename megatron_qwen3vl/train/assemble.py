@@ -12,6 +12,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_qwen3vl.config.paths import find_path
 from megatron_qwen3vl.config.schema import ModelConfig, RunConfig, StageConfig
+from megatron_qwen3vl.convert.beginning import load_beginning
 from megatron_qwen3vl.convert.hf import load_hf
 from megatron_qwen3vl.data.lanes import Mixture
 from megatron_qwen3vl.data.loader import Loader, LoaderConfig, PackCost
@@ -162,6 +163,9 @@ def _load_weights(
 ) -> None:
     if start.weights is None:
         load_initial_weights(config.run.init_from, config.model, chunks, groups)
+        if config.run.init_language is not None and config.run.init_vision is not None:
+            language, vision = Path(config.run.init_language), Path(config.run.init_vision)
+            load_beginning(chunks, config.model, language, vision, groups)
     else:
         with_optimizer = start.state is not None or stage.optimizer.carry
         load_checkpoint(start.weights, chunks, optimizer if with_optimizer else None, groups)

@@ -37,7 +37,9 @@ def pretrain(config: RunConfig) -> None:
     Raises UserError for what the user can mend, Stopped after a signal was answered by saving, RunFailed otherwise.
     """
     config = prepare_run(config, world_size())
-    ingredients = find_ingredients(config.model, config.dtype, config.run.init_from, config.tokenizer)
+    ingredients = find_ingredients(
+        config.model, config.dtype, config.run.init_from, config.tokenizer, config.run.init_language
+    )
     device = start_device()
     stop = StopSignal()
     try:

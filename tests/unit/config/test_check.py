@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from megatron_qwen3vl.config.load import load_config, load_evaluate_config
+from megatron_qwen3vl.data.tokenizer import BUILT_IN
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.train.prepare import prepare_evaluate, prepare_run
 
@@ -121,11 +122,59 @@ def test_init_keys_exclude_one_another(sound: list[str], tmp_path: Path) -> None
     assert any("holds no config.json" in problem for problem in problems_of([*sound, *keys]))
 
 
-def test_what_cannot_be_read_yet_is_refused_not_ignored(sound: list[str], tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    keys = [f"run.{key}={tmp_path}" for key in ("init_language", "init_vision")]
-    (problem,) = problems_of([*sound, *keys])
-    assert problem.startswith("run.init_language, run.init_vision: cannot be read yet")
+def beginning(folder: Path) -> list[str]:
+    """The configuration files of a Qwen3 and a SigLIP-2 that fit the model ``tiny``, and the keys that name them."""
+    language = {
+        "model_type": "qwen3", "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 40960, "rope_theta": 1e6, "rope_scaling": None, "tie_word_embeddings": True,
+    }  # fmt: skip
+    vision = {"hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
+    trees = {"language": language, "vision": {"model_type": "siglip2", "vision_config": vision}}
+    for name, tree in trees.items():
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "config.json").write_text(json.dumps(tree))
+    return [f"run.init_{name}={folder / name}" for name in trees]
+
+
+def test_two_folders_decide_the_shape(sound: list[str], tmp_path: Path) -> None:
+    keys = [*sound, *beginning(tmp_path), f"tokenizer={BUILT_IN}"]
+    assert problems_of(keys) == []
+    once = prepare_run(load_config(keys), 1)
+    text, vision = once.model.text_config, once.model.vision_config
+    assert (text.hidden_size, text.rope_theta, text.max_position_embeddings) == (64, 1e6, 262144)
+    assert (vision.hidden_size, vision.out_hidden_size, vision.num_position_embeddings) == (128, 64, 64)
+    assert prepare_run(once, 1) == once
+    moved = prepare_run(load_config([*keys, "run.rope_theta=5e6"]), 1)
+    assert moved.model.text_config.rope_theta == 5e6
+    assert moved.model.vision_config == vision
+
+
+def test_problems_of_two_folders_come_with_the_others(sound: list[str], tmp_path: Path) -> None:
+    keys = beginning(tmp_path)
+    for name, change in (("language", {"attention_bias": True}), ("vision", {"model_type": "clip"})):
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    found = problems_of([*sound, *keys, "checkpoint.every=0", "run.rope_theta=-1"])
+    starts = (f"{tmp_path}/language/config.json: attention_bias", f"run.init_vision={tmp_path}/vision: model_type",
+              "checkpoint.every=0", "run.rope_theta=-1", "tokenizer: run.init_language holds no")  # fmt: skip
+    assert len(found) == len(starts) and all(any(p.startswith(s) for p in found) for s in starts), found
+
+
+def test_a_model_that_two_folders_do_not_fit(sound: list[str], tmp_path: Path) -> None:
+    """``tiny`` taps layers 0, 1, 2 of 4; the 2b model's rotary sections are for heads of 128."""
+    found = problems_of([*sound, *beginning(tmp_path), f"tokenizer={BUILT_IN}", "model=2b"])
+    assert any("has 4 layers" in problem and "[5, 11, 17]" in problem for problem in found)
+    keys = [*beginning(tmp_path), "model=2b", "model.vision_config.depth=4"]
+    keys.append("model.vision_config.deepstack_visual_indexes=[0,1,2]")
+    found = problems_of([*sound, *keys, f"tokenizer={BUILT_IN}"])
+    assert any(problem.startswith("model.text_config.mrope_section=[24, 20, 20]") for problem in found)
+    assert any(problem.startswith("model: its four *_token_id") for problem in found)
+
+
+def test_rope_theta_belongs_to_the_language_folder(sound: list[str]) -> None:
+    (problem,) = problems_of([*sound, "run.rope_theta=1e6"])
+    assert problem.startswith("run.rope_theta: is for run.init_language only")
 
 
 def test_run_dir_may_not_be_a_file(sound: list[str], tmp_path: Path) -> None:
