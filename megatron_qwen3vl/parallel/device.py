@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch.utils._device import _device_constructors
 
 from megatron_qwen3vl.errors import UserError
@@ -53,6 +54,7 @@ def start_device(want: str = "auto") -> Device:
         _answer_tensor_calls()
         _answer_random_calls()
         _answer_megatron_calls()
+        _answer_unequal_collectives()
     return Device("cpu", torch.device("cpu"), "gloo")
 
 
@@ -222,6 +224,33 @@ def _answer_megatron_calls() -> None:
     token_dispatcher.maybe_move_tensor_to_cpu = move_to_cpu
     # megatron wraps small functions in torch.compile, also for the CPU: seconds of C++ compilation for each
     torch.compiler.set_stance("force_eager")
+
+
+def _answer_unequal_collectives() -> None:
+    """gloo gathers and scatters equal sizes only; experts divided by EP and ETP exchange what the routers chose."""
+    distributed: Any = dist
+    gather, scatter = distributed.all_gather, distributed.reduce_scatter
+
+    def all_gather(parts: list[torch.Tensor], own: torch.Tensor, **where: Any) -> Any:
+        if len({len(part) for part in parts}) == 1:
+            return gather(parts, own, **where)
+        sizes = [len(part) for part in parts]
+        whole = own.new_empty(sum(sizes), *own.shape[1:])
+        dist.all_to_all_single(whole, torch.cat([own] * len(sizes)), sizes, [len(own)] * len(sizes), **where)
+        for part, received in zip(parts, whole.split(sizes), strict=True):
+            part.copy_(received)
+        return None
+
+    def reduce_scatter(own: torch.Tensor, parts: list[torch.Tensor], **where: Any) -> Any:
+        if len({len(part) for part in parts}) == 1:
+            return scatter(own, parts, **where)
+        received = own.new_empty(len(parts), *own.shape)
+        sizes = [len(part) for part in parts]
+        dist.all_to_all_single(received.flatten(0, 1), torch.cat(parts), [len(own)] * len(parts), sizes, **where)
+        own.copy_(received.sum(0))
+        return None
+
+    distributed.all_gather, distributed.reduce_scatter = all_gather, reduce_scatter
 
 
 def _nothing(*args: object, **kwargs: object) -> None:

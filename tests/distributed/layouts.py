@@ -2,8 +2,6 @@
 
 Where a name lists no layers per pipeline part the automatic split is taken: uneven for eight layers, and everywhere
 beyond two parts for six.
-
-EP with ETP is not here: its all-gather of unequal counts is more than gloo can do.
 """
 
 from __future__ import annotations
@@ -70,6 +68,8 @@ def _entries() -> list[Entry]:
     add("DP2 x TP2+SP", 4, ALL, tp=2, sp=True)
     add("EP2 x PP2", 4, MOE, ep=2, pp=2)
     add("EP2 x CP2", 4, MOE, ep=2, cp=2)
+    add("TP2+SP x EP2 x ETP2", 4, MOE, tp=2, sp=True, ep=2, etp=2)
+    add("EP2 x ETP2 (TP1)", 4, MOE, ep=2, etp=2)
     add("DP2, images shared", 2, ALL, vision_dp=2)
     add("EP2, images shared", 2, MOE, ep=2, vision_dp=2)
     add("DP4, images shared", 4, ALL, vision_dp=4)
