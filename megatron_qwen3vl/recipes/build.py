@@ -17,7 +17,7 @@ import yaml
 
 from megatron_qwen3vl.data.shards import write_shard
 from megatron_qwen3vl.errors import UserError
-from megatron_qwen3vl.recipes import captions, clips, counting, digits, grounding, ocr, plain_text
+from megatron_qwen3vl.recipes import captions, clips, counting, digits, grounding, ocr, plain_text, spatial
 from megatron_qwen3vl.recipes.record import Record
 
 SPLITS = ("train", "held_out")
@@ -49,6 +49,7 @@ BUILDERS = {
     "digits": Builder(digits.DigitSettings, digits.build),
     "grounding": Builder(grounding.GroundingSettings, grounding.build),
     "ocr": Builder(ocr.OcrSettings, ocr.build),
+    "spatial": Builder(spatial.SpatialSettings, spatial.build),
     "text": Builder(plain_text.TextSettings, plain_text.build),
 }
 
