@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.model.config import pipeline_layers
 from megatron_qwen3vl.model.flops import count_parameters, forward_flops, pipeline_costs, training_flops
 from tests.parity import reference as ref
@@ -85,3 +86,5 @@ def test_automatic_split_of_94_layers(pp: int, vpp: int) -> None:
     assert pipeline_layers(model, dataclasses.replace(parallel, visual_share=0.0))[0] > split[0] >= 3
     by_hand = (*split[:-2], split[-2] + 1, split[-1] - 1)
     assert pipeline_layers(model, dataclasses.replace(parallel, pipeline_layers=by_hand)) == by_hand
+    with pytest.raises(UserError, match="sums to 93"):
+        pipeline_layers(model, dataclasses.replace(parallel, pipeline_layers=(*split[:-1], split[-1] - 1)))

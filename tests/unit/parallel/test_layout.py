@@ -117,7 +117,7 @@ def test_possible_layouts(model: ModelConfig, world_size: int, axes: dict) -> No
         (DENSE, 1, {"vpp": 2}, "parallel.vpp=2", "pp above 1"),
         (DENSE, 7, {"pp": 7}, "parallel.pp=7", "the 3 DeepStack levels in the first part fill at most 6; lower pp"),
         (DENSE, 4, {"pp": 4, "vpp": 2}, "parallel.pp=4", "4 x 2 = 8 parts, but 8 layers"),
-        (DENSE, 2, {"pp": 2, "pipeline_layers": (8,)}, "parallel.pipeline_layers=[8]", "parallel.pipeline_layers=[4,4]"),
+        (DENSE, 2, {"pp": 2, "pipeline_layers": (8,)}, "parallel.pipeline_layers=[8]", "parallel.pipeline_layers=[4"),
         (DENSE, 2, {"pp": 2, "pipeline_layers": (4, 3)}, "parallel.pipeline_layers=[4,3]", "sums to 7"),
         (DENSE, 2, {"pp": 2, "pipeline_layers": (2, 6)}, "parallel.pipeline_layers=[2,6]", "3 DeepStack levels"),
         (DENSE, 2, {"pp": 2, "pipeline_layers": (8, 0)}, "parallel.pipeline_layers=[8,0]", "at least one layer"),
@@ -161,6 +161,7 @@ def test_resolve_inherits_what_is_null() -> None:
     run = replace(PLAIN, tp=2, sp=True, vision_recompute="full", pipeline_layers=(6,))
     own = {"sp": False, "cp": 4, "cp_exchange": "gather", "recompute": "full", "visual_share": 0.25, "vision_dp": 2}
     assert resolve(run, NOTHING) == run
+    own |= {"overlap": False, "bucket_size": 7}
     assert resolve(run, replace(NOTHING, **own)) == replace(run, **own)
     assert resolve(run, replace(NOTHING, pipeline_layers=(4, 2))).pipeline_layers == (4, 2)
     assert Layout.from_config(run, 8).dp == 4
