@@ -47,8 +47,6 @@ from megatron_qwen3vl.train.validation import Validation
 
 LENGTH, PACKS = 2048, 2
 OVERRIDES = [
-    f"stages.s1.sequence_length={LENGTH}",
-    f"stages.s1.global_batch_size={PACKS}",
     "stages.s1.micro_batch_size=1",
     "stages.s1.trainable=[vision,merger,language]",
     "validation.every=0",
@@ -60,9 +58,9 @@ OVERRIDES = [
 class Memory:
     """A source whose samples are made beforehand."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, longest: int = LENGTH) -> None:
         rng = np.random.default_rng(0)
-        drawn = np.exp(rng.normal(np.log(120), 0.8, count)).astype(int).clip(24, LENGTH)
+        drawn = np.exp(rng.normal(np.log(120), 0.8, count)).astype(int).clip(24, longest)
         self.name = "memory"
         self.samples = [make_sample(f"memory/{n}", int(length), rng) for n, length in enumerate(drawn)]
         self.lengths = np.array([len(s.input_ids) for s in self.samples], np.int32)
@@ -109,27 +107,30 @@ class Clock:
         return timed
 
 
-def stage_run(folder: Path, groups: Groups) -> tuple[trainer.StageRun, RememberingLoader]:
-    config = load_config([f"run.dir={folder}", *OVERRIDES])
+def stage_run(folder: Path, groups: Groups, length: int = LENGTH) -> tuple[trainer.StageRun, RememberingLoader]:
+    """``PACKS`` packs of ``length`` positions a step on each data-parallel rank."""
+    packs = PACKS * groups.dp_size
+    sizes = [f"stages.s1.sequence_length={length}", f"stages.s1.global_batch_size={packs}"]
+    config = load_config([f"run.dir={folder}", *OVERRIDES, *sizes])
     ingredients = find_ingredients(config.model, "float32", None, None)
     config = dataclasses.replace(config, model=MODEL, loss=LOSS)
     loader = RememberingLoader(
         LoaderConfig(
             seed=0,
             stage="s1",
-            sequence_length=LENGTH,
-            global_batch_size=PACKS,
+            sequence_length=length,
+            global_batch_size=packs,
             lookahead=config.data.lookahead,
             pad_id=0,
-            num_ranks=1,
-            rank=0,
+            num_ranks=groups.dp_size,
+            rank=groups.dp_rank,
             vision_dp=1,
             workers=0,
             prefetch=0,
             pixels=True,
             cost=pack_cost(MODEL),
         ),
-        [Memory(400)],
+        [Memory(400, length)],
         [1.0],
     )
     stage = config.stages["s1"]
@@ -144,9 +145,8 @@ def stage_run(folder: Path, groups: Groups) -> tuple[trainer.StageRun, Rememberi
         tokenizer=ingredients.tokenizer,
         limits=ingredients.limits,
         side_files={},
-        num_experts=0,
     )
-    records = open_records(folder, {}, True, "disabled", "benchmark", {}, writer=True)
+    records = open_records(folder, {}, True, "disabled", "benchmark", {}, writer=groups.is_writer)
     validation = Validation(config, "s1", ingredients, parts, groups, groups.device)
     origin = trainer.Origin(trainer.Progress(), None)
     run = trainer.StageRun(config, "s1", parts, origin, groups, groups.device, records, StopSignal(), validation)

@@ -196,7 +196,7 @@ def test_every_prefix_of_a_save_leaves_the_newest_complete_checkpoint(shape: Sha
     machine = Machine({root / path.relative_to(before): File(path.read_bytes(), path.read_bytes())
                        for path in before.rglob("*") if path.is_file()})
     complete = [contents(latest_checkpoint(before))]
-    prefixes = 0
+    prefixes, looked_at = 0, set()
     for whole in record:
         for operation in machine.take_apart(whole):
             torn = {path: file.data for path, file in machine.files.items()}
@@ -211,9 +211,13 @@ def test_every_prefix_of_a_save_leaves_the_newest_complete_checkpoint(shape: Sha
             now = {path: file.data for path, file in machine.files.items()}
             flushed = {path: file.flushed for path, file in machine.files.items()}
             for files in (torn, now, flushed) if operation.kind == "write" else (now, flushed):
-                check(tmp_path / "replay", files, root, complete[-1])
                 prefixes += 1
+                state = frozenset(files.items())
+                if (len(complete), state) not in looked_at:  # what is flushed changes rarely
+                    check(tmp_path / "replay", files, root, complete[-1])
+                looked_at.add((len(complete), state))
     assert len(complete) == 3 and prefixes > 60, (len(complete), prefixes)
+    print(f"{len(record)} operations, {prefixes} prefixes, {len(looked_at)} different disks")
     assert contents(folder_in(root, 3)) == complete[-1] and os.listdir(root) == ["step_00000003"]
 
     folders = []
