@@ -183,5 +183,5 @@ def _wrap(
 def _gather_before_head(wrapped: DistributedDataParallel, chunk: Qwen3VL) -> None:
     """megatron-core waits for a weight when its module is called, but the head reads the output matrix itself."""
     bucket = wrapped.param_to_bucket_group.get(chunk.language.head_weight())
-    if bucket is not None:
-        chunk.language.decoder.register_forward_hook(lambda *_: bucket.finish_param_sync(skip_next_bucket_dispatch=True))
+    if bucket is not None:  # else it is frozen
+        chunk.language.decoder.register_forward_hook(lambda *_: bucket.finish_param_sync())

@@ -22,6 +22,7 @@ SELECTION = {
         ("CP4", "dense_tied", 1),
         ("CP2 x PP2", "moe", 1),
         ("DP2 x CP2, images shared", "dense_untied", 1),
+        ("DP2 x PP2 x VPP2, buckets", "dense_tied", NUM_STEPS),
     ],
 }
 

@@ -79,6 +79,7 @@ IMPOSSIBLE = {
     "stages.s1.parallel.recompute=some": "stages.s1.parallel.recompute=some: choose out of none, selective, full",
     "parallel.vision_recompute=some": "parallel.vision_recompute=some: choose",
     "parallel.tp=3": "parallel.tp=3",
+    "stages.s1.parallel.bucket_size=0": "stages.s1.parallel.bucket_size=0: must be at least 1",
     "parallel.ep=0": "parallel.ep=0: must be at least 1",
     "loss.exponent=2": "loss.exponent=2.0: must be at least 0 and at most 1",
     "loss.chunk_size=0": "loss.chunk_size=0",
