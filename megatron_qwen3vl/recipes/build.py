@@ -17,7 +17,7 @@ import yaml
 
 from megatron_qwen3vl.data.shards import write_shard
 from megatron_qwen3vl.errors import UserError
-from megatron_qwen3vl.recipes import captions, clips, counting, digits, grounding, ocr, plain_text, spatial
+from megatron_qwen3vl.recipes import boxes_3d, captions, clips, counting, digits, grounding, ocr, plain_text, spatial
 from megatron_qwen3vl.recipes.record import Record
 
 SPLITS = ("train", "held_out")
@@ -43,6 +43,7 @@ class Builder:
 
 
 BUILDERS = {
+    "boxes_3d": Builder(boxes_3d.Boxes3DSettings, boxes_3d.build),
     "captions": Builder(captions.CaptionSettings, captions.build),
     "clips": Builder(clips.ClipSettings, clips.build),
     "counting": Builder(counting.CountingSettings, counting.build),
