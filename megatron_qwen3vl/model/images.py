@@ -77,8 +77,10 @@ def share_images(
     own = [Pictures(batch.grids.numpy(), holder) for batch, _, holder in cut]
     known = exchange(own, group, num_cp, cut[0][0].input_ids.device)
     work = []
+    done = np.zeros(group.size())
     for (batch, where, _), pictures in zip(cut, known, strict=True):
-        plan = assign(pictures, vision, num_cp)
+        plan = assign(pictures, vision, num_cp, done)
+        done += plan.costs
         own_batch = replace(
             batch,
             grids=torch.from_numpy(plan.grids[plan.maker == group.rank()]),
@@ -123,12 +125,17 @@ def decode(words: np.ndarray) -> list[Pictures]:
     return found
 
 
-def assign(pictures: Sequence[Pictures], vision: VisionConfig, num_cp: int) -> Plan:
-    """Longest first over all ranks of the group, a pure function of what every neighbour has."""
+def assign(pictures: Sequence[Pictures], vision: VisionConfig, num_cp: int, done: np.ndarray) -> Plan:
+    """Longest first over all ranks of the group, a pure function of what every neighbour has.
+
+    ``done`` float64 [R]: what each rank encodes in the step's micro-batches before; who did least gets the dearest
+    share, so that shares which cannot be even in a micro-batch are so over the step.
+    """
     ranks = len(pictures) * num_cp
     grids = np.concatenate([own.grids for own in pictures])
     costs = [image_cost(vision, count) for count in grids.prod(axis=1).tolist()]
-    shares = assign_images(costs, ranks)
+    shares = sorted(assign_images(costs, ranks), key=lambda images: sum(costs[image] for image in images))
+    shares = [shares[place] for place in np.argsort(np.argsort(-done, kind="stable"))]
     maker = np.empty(len(grids), np.int64)
     for rank, images in enumerate(shares):
         maker[images] = rank

@@ -97,9 +97,7 @@ def make_batches(neighbours: int) -> list[list[Batch]]:
 
 
 @pytest.mark.parametrize(("neighbours", "num_cp"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 2), (4, 1)])
-def test_features_arrive_where_their_tokens_are(
-    neighbours: int, num_cp: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_arrive_where_their_tokens_are(neighbours: int, num_cp: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The "feature" of a visual token is its first patch; after the exchange each stands at its position."""
     batches = make_batches(neighbours)
     all_work, wire = work_of_all(batches, num_cp, monkeypatch)
@@ -164,10 +162,19 @@ def test_a_long_video_is_split_between_frame_groups() -> None:
     """Sixteen equal frame groups of one document: four for each of four ranks, with nothing to do for the neighbour."""
     video = Pictures(np.array([[1, 8, 8]] * 16), np.zeros(16 * 16, np.int64))
     nothing = Pictures(np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
-    plan = assign([video, nothing], VISION, 2)
+    plan = assign([video, nothing], VISION, 2, np.zeros(4))
     assert np.bincount(plan.maker, minlength=4).tolist() == [4] * 4
     assert len(set(plan.costs)) == 1
     assert (plan.carrier // 2 == 0).all() and (plan.carrier % 2 == plan.maker % 2).all()
+
+
+def test_unequal_shares_take_turns() -> None:
+    """One picture in each micro-batch: every rank gets as many."""
+    alone = Pictures(np.array([[1, 8, 8]]), np.zeros(16, np.int64))
+    done = np.zeros(3)
+    for _ in range(6):
+        done += assign([alone], VISION, 3, done).costs
+    assert len(set(done)) == 1
 
 
 def test_neighbours_must_agree_on_the_number_of_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,4 +185,3 @@ def test_neighbours_must_agree_on_the_number_of_micro_batches(monkeypatch: pytes
     group.own.rank = 0
     with pytest.raises(ValueError, match="shorter"):
         images.exchange(own, group, 1, torch.device("cpu"))
-

@@ -32,6 +32,14 @@ def test_longest_first() -> None:
     assert assign_packs([1, 1, 1, 1], 4) == [[0], [1], [2], [3]]
 
 
+def test_swaps_make_even_what_longest_first_does_not() -> None:
+    """Longest first gives 17 + 9 + 1 against 15 + 9 + 2."""
+    costs = [17.0, 15.0, 9.0, 9.0, 2.0, 1.0]
+    assert sorted(sum(costs[pack] for pack in packs) for packs in assign_packs(costs, 2)) == [26, 27]
+    costs = [8.0, 7.0, 6.0, 5.0, 4.0, 0.0]  # longest first: 8 + 5 + 4 against 7 + 6 + 0
+    assert [sum(costs[pack] for pack in packs) for packs in assign_packs(costs, 2)] == [15, 15]
+
+
 def test_unequal_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="3 packs"):
         assign_packs([1.0, 2.0, 3.0], 2)
@@ -43,9 +51,7 @@ def test_unequal_counts_are_refused() -> None:
     room=st.integers(1, 4),
     costs=st.lists(st.tuples(st.floats(0.0, 1e6), st.floats(0.0, 1e6)), min_size=24, max_size=24),
 )
-def test_packs_of_ranks_that_share_images(
-    sizes: tuple[int, int], room: int, costs: list[tuple[float, float]]
-) -> None:
+def test_packs_of_ranks_that_share_images(sizes: tuple[int, int], room: int, costs: list[tuple[float, float]]) -> None:
     """Alone each rank bears both costs; where all share, the ViT's decides nothing."""
     ranks, vision_dp = sizes
     language, vision = (list(column) for column in zip(*costs[: ranks * room], strict=True))
