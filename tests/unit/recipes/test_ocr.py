@@ -22,15 +22,15 @@ from megatron_qwen3vl.recipes.build import build, read_recipe
 from megatron_qwen3vl.recipes.reader import ReadSample, read_samples
 
 RECIPE = Path(__file__).parents[3] / "data_recipes" / "domains" / "ocr.yaml"
-SAMPLES = 200
-REDRAWN = 70  # of them; it is the expensive part
+SAMPLES = 100
+REDRAWN = 50  # of them; it is the expensive part
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[ReadSample]:
     """Half of the samples of either split."""
     folder = tmp_path_factory.mktemp("ocr")
-    tree = yaml.safe_load(RECIPE.read_text()) | {"splits": {"train": SAMPLES - 30, "held_out": 30}}
+    tree = yaml.safe_load(RECIPE.read_text()) | {"splits": {"train": SAMPLES - 15, "held_out": 15}}
     (folder / "ocr.yaml").write_text(yaml.safe_dump(tree))
     build(folder / "ocr.yaml", folder / "out")
     return [sample for split in ("train", "held_out") for sample in read_samples(folder / "out" / split)]
@@ -94,7 +94,7 @@ def test_boxes_hold_the_ink_of_their_texts_and_no_more(samples: list[ReadSample]
             for _, (left, top, right, bottom) in located:
                 dark[top:bottom, left:right] = False
             assert dark.sum() == 0, f"{sample.key}: ink outside every box"
-    assert checked > 100
+    assert checked > 60
 
 
 def tight(picture: np.ndarray) -> np.ndarray:
@@ -142,7 +142,7 @@ def test_located_texts_are_what_their_boxes_show(samples: list[ReadSample]) -> N
             crop = tight(dark[top:bottom, left:right_edge])
             right.append(likeness(crop, words))
             foiled += [likeness(crop, other) for other, _ in located if other != words]
-    assert len(right) > 40
+    assert len(right) > 25
     assert np.mean(np.array(right) > 0.7) > 0.95, sorted(right)[:10]
     assert np.mean(np.array(foiled) > 0.7) < 0.05
 
@@ -165,7 +165,7 @@ def test_whole_texts_are_read_line_by_line_in_order(samples: list[ReadSample]) -
         for band, line in zip(bands(ink(sample), len(lines)), lines, strict=True):
             alike.append(likeness(tight(band), line))
             checked += 1
-    assert checked > 40
+    assert checked > 25
     assert np.mean(np.array(alike) > 0.5) > 0.85, sorted(alike)
 
 
