@@ -17,7 +17,18 @@ import yaml
 
 from megatron_qwen3vl.data.shards import write_shard
 from megatron_qwen3vl.errors import UserError
-from megatron_qwen3vl.recipes import boxes_3d, captions, clips, counting, digits, grounding, ocr, plain_text, spatial
+from megatron_qwen3vl.recipes import (
+    boxes_3d,
+    captions,
+    clips,
+    counting,
+    digits,
+    grounding,
+    numbers,
+    ocr,
+    plain_text,
+    spatial,
+)
 from megatron_qwen3vl.recipes.record import Record
 
 SPLITS = ("train", "held_out")
@@ -49,6 +60,7 @@ BUILDERS = {
     "counting": Builder(counting.CountingSettings, counting.build),
     "digits": Builder(digits.DigitSettings, digits.build),
     "grounding": Builder(grounding.GroundingSettings, grounding.build),
+    "numbers": Builder(numbers.NumberSettings, numbers.build),
     "ocr": Builder(ocr.OcrSettings, ocr.build),
     "spatial": Builder(spatial.SpatialSettings, spatial.build),
     "text": Builder(plain_text.TextSettings, plain_text.build),
