@@ -43,6 +43,7 @@ class Source:
         patches: int32 [n]: patches of all images and videos.
         domains: of all samples that can be used.
         damage: a line for each part of a shard that cannot be read.
+        limits: of its pictures and videos.
     """
 
     def __init__(self, name: str, shards: Sequence[Shard], indexes: Sequence[ShardIndex], rules: Rules) -> None:
@@ -50,6 +51,7 @@ class Source:
         self._shards = list(shards)
         self._indexes = list(indexes)
         self._rules = rules
+        self.limits = rules.limits
         self._first = np.cumsum([0, *map(len, indexes)])
         self._refused: dict[int, str] = {}  # by these limits; the index keeps the other reasons
         measured = [self._measure(number) for number in range(len(indexes))]

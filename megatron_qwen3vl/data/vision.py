@@ -46,6 +46,16 @@ class VisionLimits:
         return VisionLimits(*image, *_moved(self.video_min_pixels, self.video_max_pixels, min_pixels, max_pixels))
 
 
+def widest(limits: Sequence[VisionLimits]) -> VisionLimits:
+    """What every picture and video of sources with these limits keeps: the smallest minima, the largest maxima."""
+    return VisionLimits(
+        image_min_pixels=min(each.image_min_pixels for each in limits),
+        image_max_pixels=max(each.image_max_pixels for each in limits),
+        video_min_pixels=min(each.video_min_pixels for each in limits),
+        video_max_pixels=max(each.video_max_pixels for each in limits),
+    )
+
+
 def processor_files(limits: VisionLimits, vision: VisionConfig) -> dict[str, bytes]:
     """preprocessor_config.json and video_preprocessor_config.json that say to transformers what is done here."""
     common = {

@@ -20,7 +20,7 @@ from megatron_qwen3vl.data.mixture import load_mixture
 from megatron_qwen3vl.data.quarantine import refuse_bad_sources
 from megatron_qwen3vl.data.source import Source, open_source
 from megatron_qwen3vl.data.tokenizer import Tokenizer
-from megatron_qwen3vl.data.vision import VisionLimits
+from megatron_qwen3vl.data.vision import VisionLimits, processor_files, widest
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.model.build import build_model
 from megatron_qwen3vl.model.flops import forward_flops
@@ -149,8 +149,17 @@ def build_stage(
         damage={source.name: source.damage for source in sources if source.damage},
         tokenizer=ingredients.tokenizer,
         limits=ingredients.limits,
-        side_files=ingredients.side_files,
+        side_files=_side_files(config, ingredients, sources),
     )
+
+
+def _side_files(config: RunConfig, ingredients: Ingredients, sources: Sequence[Source]) -> Mapping[str, bytes]:
+    """A run from random weights has no processor files to copy through: what it exports says what it was trained with,
+    its sources' own ``min_pixels`` and ``max_pixels`` included."""
+    if config.run.init_from is not None or config.run.init_language is not None:
+        return ingredients.side_files
+    limits = widest([source.limits for source in sources])
+    return {**ingredients.side_files, **processor_files(limits, config.model.vision_config)}
 
 
 def _load_weights(

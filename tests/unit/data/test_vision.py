@@ -23,6 +23,7 @@ from megatron_qwen3vl.data.vision import (
     processor_files,
     read_limits,
     video_grid,
+    widest,
 )
 from megatron_qwen3vl.errors import BadSample, UserError
 from tests.unit.data.shard_helpers import VISION, picture
@@ -162,6 +163,14 @@ def test_source_limits_go_first() -> None:
     assert limits.override(20, 50) == VisionLimits(20, 50, 20, 50)
     assert limits.override(None, 60) == VisionLimits(60, 60, 10, 60)
     assert limits.override(2000, None) == VisionLimits(2000, 2000, 2000, 10000)
+
+
+def test_limits_of_several_sources_hold_all_their_pictures() -> None:
+    small, large = PUBLISHED_LIMITS.override(1024, 4096), PUBLISHED_LIMITS.override(None, 20_000_000)
+    both = widest([small, large])
+    assert both == VisionLimits(1024, 20_000_000, 1024, 20_000_000)
+    for limits, side in ((small, 32), (small, 64), (large, 256), (large, 4096)):
+        assert image_grid(side, side, both, VISION) == image_grid(side, side, limits, VISION)
 
 
 def test_processor_files_are_read_back_as_the_limits_they_were_made_from(tmp_path: Path) -> None:
