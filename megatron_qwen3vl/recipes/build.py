@@ -22,12 +22,15 @@ from megatron_qwen3vl.recipes import (
     captions,
     clips,
     counting,
+    diagrams,
     digits,
     grounding,
     numbers,
     ocr,
     plain_text,
     spatial,
+    tool_calls,
+    ui_pages,
 )
 from megatron_qwen3vl.recipes.record import Record
 
@@ -58,12 +61,15 @@ BUILDERS = {
     "captions": Builder(captions.CaptionSettings, captions.build),
     "clips": Builder(clips.ClipSettings, clips.build),
     "counting": Builder(counting.CountingSettings, counting.build),
+    "diagrams": Builder(diagrams.DiagramSettings, diagrams.build),
     "digits": Builder(digits.DigitSettings, digits.build),
     "grounding": Builder(grounding.GroundingSettings, grounding.build),
     "numbers": Builder(numbers.NumberSettings, numbers.build),
     "ocr": Builder(ocr.OcrSettings, ocr.build),
     "spatial": Builder(spatial.SpatialSettings, spatial.build),
     "text": Builder(plain_text.TextSettings, plain_text.build),
+    "tool_calls": Builder(tool_calls.ToolCallSettings, tool_calls.build),
+    "ui_pages": Builder(ui_pages.UiSettings, ui_pages.build),
 }
 
 

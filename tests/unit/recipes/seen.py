@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
+from scipy.signal import fftconvolve
 
 HUES = {"red": 0, "orange": 31, "yellow": 53, "green": 127, "cyan": 185, "blue": 234, "purple": 277, "frame": 325}
 SHAPES = {  # where each is, x to the right and y down, -1 to 1
@@ -151,3 +152,26 @@ def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
     return width * height / area
+
+
+def find_words(picture: np.ndarray, words: str, size: int, likeness: float = 0.9) -> list[tuple[int, int]]:
+    """Where ``words`` are written in Pillow's default font of this size: the middles of the places, x and y.
+
+    By normalised correlation with the words written anew, so that any two colours will do.
+    """
+    font = ImageFont.load_default(size)
+    left, top, right, bottom = font.getbbox(words)
+    pattern = Image.new("L", (int(right - left) + 4, int(bottom - top) + 4))
+    ImageDraw.Draw(pattern).text((2 - left, 2 - top), words, 255, font)
+    ink, grey = np.asarray(pattern, float), picture.astype(float).mean(-1)
+    if ink.shape[0] > grey.shape[0] or ink.shape[1] > grey.shape[1]:
+        return []
+    ink = ink - ink.mean()
+    window = np.ones_like(ink)
+    mean = fftconvolve(grey, window, "valid") / ink.size
+    spread = np.maximum(fftconvolve(grey**2, window, "valid") / ink.size - mean**2, 1e-6)
+    score = np.abs(fftconvolve(grey, ink[::-1, ::-1], "valid")) / ink.size / np.sqrt(spread) / ink.std()
+    score[spread < 25] = 0
+    rows, columns = np.nonzero((score >= likeness) & (score == ndimage.maximum_filter(score, 5)))
+    middles = zip(columns + ink.shape[1] // 2, rows + ink.shape[0] // 2, strict=True)
+    return [(int(x), int(y)) for x, y in middles]
