@@ -67,10 +67,10 @@ def pieces(module: str, file: Path, settings: CodeSettings) -> list[Piece]:
             waiting = ""
         waiting += words
     found.append(Piece(module, waiting, ""))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and (says := ast.get_docstring(node)):
-            asked = WRITE.format(node.name, module, says)
-            found.append(Piece(module, textwrap.dedent(_lines_of(lines, node)), asked))
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        if says := ast.get_docstring(function):
+            asked = WRITE.format(function.name, module, says)
+            found.append(Piece(module, textwrap.dedent(_lines_of(lines, function)), asked))
     return [piece for piece in found if fewest <= len(piece.source) <= most and _compiles(piece.source)]
 
 
