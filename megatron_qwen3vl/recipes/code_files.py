@@ -7,6 +7,7 @@ import sysconfig
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -89,12 +90,15 @@ def _compiles(source: str) -> bool:
     return True
 
 
+@cache
+def _pieces_of_split(settings: CodeSettings, held_out: bool) -> tuple[Piece, ...]:
+    files = [(module, file) for module, file in modules(settings.packages) if in_held_out(module) == held_out]
+    return tuple(piece for module, file in files for piece in pieces(module, file, settings))
+
+
 def build(settings: CodeSettings, count: int, held_out: bool, seed: int) -> Iterator[Record]:
     """At most ``count`` samples, in an order fixed by ``seed``; a module's code is all in one split."""
-    found: list[Piece] = []
-    for module, file in modules(settings.packages):
-        if in_held_out(module) == held_out:
-            found += pieces(module, file, settings)
+    found = _pieces_of_split(settings, held_out)
     rng = np.random.default_rng([seed, held_out])
     asked, files = ([p for p in found if bool(p.asked) == kind] for kind in (True, False))
     picked = min(len(asked), round(count * settings.conversation_share))

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_qwen3vl.config.load import load_config
+from megatron_qwen3vl.config.schema import SourceConfig
+from megatron_qwen3vl.data.loader import to_pack
 from megatron_qwen3vl.data.mixture import load_mixture
+from megatron_qwen3vl.data.source import open_source
+from megatron_qwen3vl.data.tokenizer import load_tokenizer
+from megatron_qwen3vl.data.vision import read_limits
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.recipes.build import build, read_recipe
 
@@ -60,6 +66,22 @@ def test_every_sample_is_whole(recipe: Path, tmp_path: Path) -> None:
                 assert used <= names
                 names -= used | {name}
         assert not names, "files that no sample uses"
+    assert_packs(tmp_path / "out")
+
+
+def assert_packs(shards: Path) -> None:
+    """Every sample becomes tokens, pixels and labels of one pack, as in a run."""
+    model = load_config([]).model
+    tokenizer = load_tokenizer(None, model)
+    source = open_source(SourceConfig("domain", str(shards), 1.0), shards, tokenizer, read_limits(None), model)
+    samples = [source.read(i, pixels=True) for i in range(len(source))]
+    assert len(samples) == 8
+    assert [(sample.key, sample.failure) for sample in samples if sample.failure] == []
+    assert min(sample.num_labels for sample in samples) > 0
+    length = int(source.lengths.sum()) + 1
+    pack = to_pack(0, samples, length, tokenizer.endoftext)
+    visual = pack.grids.prod(1).sum() // model.vision_config.spatial_merge_size**2
+    assert len(pack.visual_index) == visual and len(pack.documents) == 8 and pack.num_padding == 1
 
 
 def media_of(body: dict) -> list[str]:
