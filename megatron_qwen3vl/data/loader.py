@@ -69,6 +69,7 @@ class Step:
     packs: tuple[Pack, ...]
     keys_by_lane: tuple[tuple[str, ...], ...]
     left_out: tuple[LeftOut, ...]
+    source_tokens: Mapping[str, int]  # by source, without padding
 
     @property
     def num_samples(self) -> int:
@@ -124,6 +125,13 @@ class Loader:
         """Per source, how many of its samples no pack can hold."""
         return {source.name: n for source, n in zip(self._mixture.sources, self._mixture.num_left_out, strict=True)}
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Per source, the share of tokens that the mixture asks for."""
+        mixture = self._mixture
+        named = zip(mixture.sources, mixture.shares, strict=True)
+        return {source.name: share / mixture.all_shares for source, share in named}
+
     def next(self) -> Step:
         """The next step. Raises ReadError where reading a sample ended in an exception or killed its worker."""
         while len(self._planned) < 1 + (self._config.prefetch if self._pool else 0):
@@ -138,7 +146,7 @@ class Loader:
         keys = tuple(tuple(sources[sample.source].key(sample.row) for sample in lane) for lane in plan.lanes)
         self._planned.popleft()
         self._used = plan.after
-        return Step(packs, keys, plan.left_out)
+        return Step(packs, keys, plan.left_out, self._source_tokens(plan))
 
     def state(self) -> dict[str, Any]:
         """All lanes after the last step that `next` returned, JSON-able; what is prefetched does not count."""
@@ -164,6 +172,14 @@ class Loader:
                     self._pool.submit(Task(self._num_tasks, *sample, self._config.pixels))
                 self._num_tasks += 1
         return plan
+
+    def _source_tokens(self, plan: _Plan) -> dict[str, int]:
+        sources = self._mixture.sources
+        tokens = {source.name: 0 for source in sources}
+        for lane in plan.lanes:
+            for sample in lane:
+                tokens[sources[sample.source].name] += sample.length
+        return tokens
 
     def _read(self, plan: _Plan) -> list[Sample]:
         wanted = [sample for lane in plan.mine for sample in plan.lanes[lane]]

@@ -4,15 +4,17 @@ resumed run cuts off what it is about to write again and holds each step once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 FILES = ("metrics.jsonl", "samples.jsonl", "quarantine.jsonl", "skipped.jsonl", "validation.jsonl")
+STARTS = "starts.jsonl"  # never cut: it says how often the run began again
+WANDB_ID = "wandb.id"
 
 
 class RunFiles:
@@ -27,6 +29,7 @@ class RunFiles:
             handle.truncate(min(lengths.get(name, 0), handle.tell()))
             handle.seek(0, os.SEEK_END)
             self._files[name] = handle
+        self._files[STARTS] = open(folder / STARTS, "ab")  # noqa: SIM115
 
     def write(self, name: str, row: Mapping[str, Any]) -> None:
         text = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
@@ -35,8 +38,8 @@ class RunFiles:
         self._files[name].flush()
 
     def lengths(self) -> dict[str, int]:
-        """Bytes of each file so far."""
-        return {name: handle.tell() for name, handle in self._files.items()}
+        """Bytes so far of each file that a resumed run cuts."""
+        return {name: self._files[name].tell() for name in FILES}
 
     def sync(self) -> None:
         """Flush to the disk what has been written; another thread may write on meanwhile."""
@@ -58,7 +61,10 @@ def _finite(value: Any) -> Any:
 
 
 class WandbLog:
-    """The same figures in wandb; a resumed run continues its wandb run (the id follows from the run's folder)."""
+    """The same figures in wandb by update of the whole run: ``<stage>/<figure>``, ``<stage>/domain/<domain>/<figure>``.
+
+    A resumed run continues its wandb run: the id is kept in the run's folder, so it moves with it.
+    """
 
     def __init__(self, mode: str, project: str, folder: Path, config: Mapping[str, Any]) -> None:
         self._run = None
@@ -67,12 +73,11 @@ class WandbLog:
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
-        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
         self._run = wandb.init(
             mode="offline" if mode == "offline" else "online",
             project=project,
             dir=str(folder),
-            id=identity,
+            id=_identity(folder / WANDB_ID),
             name=folder.name,
             resume="allow",
             config=dict(config),
@@ -81,12 +86,38 @@ class WandbLog:
 
     def log(self, row: Mapping[str, Any], total_step: int) -> None:
         if self._run is not None:
-            stage = row["stage"]
-            flat = {f"{stage}/{key}": value for key, value in row.items() if isinstance(value, int | float)}
-            for domain, values in row["domains"].items():
-                flat.update({f"{stage}/domain/{domain}/{key}": value for key, value in values.items()})
-            self._run.log(flat, step=total_step)
+            self._run.log(dict(_flat(row["stage"], row)), step=total_step)
+
+    def log_held_out(self, row: Mapping[str, Any], total_step: int) -> None:
+        """A row of validation.jsonl, as ``<stage>/held_out/...``."""
+        if self._run is not None:
+            self._run.log(dict(_flat(f"{row['stage']}/held_out", row)), step=total_step)
 
     def close(self) -> None:
         if self._run is not None:
             self._run.finish()
+
+
+def _identity(path: Path) -> str:
+    """The id in the file, written there when the run first asks for one."""
+    try:
+        known = path.read_text().strip()
+    except FileNotFoundError:
+        known = ""
+    if not known:
+        known = secrets.token_hex(6)
+        path.write_text(known + "\n")
+    return known
+
+
+def _flat(prefix: str, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Figures by name; a step's place in its stage and whether it was skipped are figures, too."""
+    for key, value in row.items():
+        if isinstance(value, int | float):
+            yield f"{prefix}/{key}", value
+    for domain, values in row["domains"].items():
+        for key, value in values.items():
+            if value is not None:
+                yield f"{prefix}/domain/{domain}/{key}", value
+    for source, tokens in row.get("sources", {}).items():
+        yield f"{prefix}/source/{source}/tokens", tokens

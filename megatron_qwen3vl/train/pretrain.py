@@ -8,16 +8,25 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from megatron_qwen3vl.config.load import dump_yaml
 from megatron_qwen3vl.config.schema import RunConfig
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.model.flops import count_parameters
 from megatron_qwen3vl.parallel.device import Device, start_device
-from megatron_qwen3vl.parallel.groups import from_first_rank, is_first_rank, join, shutdown, start_groups, world_size
+from megatron_qwen3vl.parallel.groups import (
+    Groups,
+    from_first_rank,
+    is_first_rank,
+    join,
+    shutdown,
+    start_groups,
+    world_size,
+)
 from megatron_qwen3vl.parallel.layout import Layout, resolve
 from megatron_qwen3vl.report.page import write_report
-from megatron_qwen3vl.train.assemble import build_stage, check_data
+from megatron_qwen3vl.train.assemble import StageParts, build_stage, check_data
 from megatron_qwen3vl.train.chain import Start, find_start
 from megatron_qwen3vl.train.checkpoint import latest_checkpoint, read_state
 from megatron_qwen3vl.train.ingredients import Ingredients, find_ingredients
@@ -65,17 +74,35 @@ def pretrain(config: RunConfig) -> None:
 def _run_stages(
     config: RunConfig, start: Start, ingredients: Ingredients, device: Device, records: Records, stop: StopSignal
 ) -> list[StageSummary]:
-    summaries = []
+    summaries: list[StageSummary] = []
     for name in config.run.stages[start.stage :]:
         parallel = resolve(config.parallel, config.stages[name].parallel)
         groups = start_groups(Layout.from_config(parallel, world_size()), device, config.run.seed)
         parts = build_stage(config, name, start, ingredients, groups)
+        records.start(_start_row(name, start, job_begins=not summaries, parts=parts, groups=groups, device=device))
         validation = Validation(config, name, ingredients, parts, groups, device)
         run = StageRun(config, name, parts, _origin(start), groups, device, records, stop, validation)
         summaries.append(run.fit())
         groups.stop()
         start = Start(start.stage + 1, latest_checkpoint(Path(config.run.dir) / "checkpoints" / name), None)
     return summaries
+
+
+def _start_row(
+    name: str, start: Start, job_begins: bool, parts: StageParts, groups: Groups, device: Device
+) -> dict[str, Any]:
+    """What starts.jsonl says of a stage that begins or goes on."""
+    layout = {**asdict(groups.layout), "dp": groups.dp_size}
+    return {
+        "job_begins": job_begins,
+        "stage": name,
+        "step": start.state["step"] if start.state is not None else 0,
+        "checkpoint": None if start.weights is None else str(start.weights),
+        "device": device.type,
+        "layout": {axis: size for axis, size in layout.items() if size is not None},
+        "shares": parts.loader.shares,
+        "left_out": parts.loader.num_left_out,
+    }
 
 
 def _origin(start: Start) -> Origin:

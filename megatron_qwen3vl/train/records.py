@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from megatron_qwen3vl.data.quarantine import Quarantined
-from megatron_qwen3vl.train.metrics import RunFiles, WandbLog
+from megatron_qwen3vl.train.metrics import STARTS, RunFiles, WandbLog
 
 
 class Records:
@@ -37,9 +38,16 @@ class Records:
         if self._files is not None:
             self._files.write("skipped.jsonl", {"stage": stage, "step": step, "reason": reason, "keys": list(keys)})
 
-    def validation(self, row: Mapping[str, Any]) -> None:
+    def validation(self, row: Mapping[str, Any], total_step: int) -> None:
         if self._files is not None:
             self._files.write("validation.jsonl", row)
+        if self._wandb is not None:
+            self._wandb.log_held_out(row, total_step)
+
+    def start(self, row: Mapping[str, Any]) -> None:
+        """A stage begins or goes on; ``row`` is what starts.jsonl keeps of it, with the time."""
+        if self._files is not None:
+            self._files.write(STARTS, {"time": datetime.now(UTC).isoformat(timespec="seconds"), **row})
 
     def lengths(self) -> dict[str, int]:
         return self._files.lengths() if self._files is not None else {}

@@ -9,7 +9,6 @@ non-finite loss or gradient, nothing at all -> figures.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from megatron_qwen3vl.parallel.groups import Groups, gather_objects
 from megatron_qwen3vl.train import figures
 from megatron_qwen3vl.train.assemble import StageParts
 from megatron_qwen3vl.train.chain import sections
+from megatron_qwen3vl.train.clock import StepClock, peak_memory
 from megatron_qwen3vl.train.disk import Disk
 from megatron_qwen3vl.train.forward import Report, run_schedule
 from megatron_qwen3vl.train.gradients import GradientCheck
@@ -86,6 +86,7 @@ class StageRun:
         self.sections = sections(config, stage, parts.tokenizer.fingerprint, origin.sections)
         self.validation = validation
         self.saver = Saver(groups, Disk(), config.checkpoint.keep)
+        self.clock = StepClock()
         visible = groups.is_writer and config.log.progress
         self.quarantine = Quarantine(config.data.max_bad_rate, self.progress.quarantine)
         self.display = Display(stage, self.progress.step, self.stage.num_steps, enabled=visible)
@@ -126,12 +127,13 @@ class StageRun:
 
     def step(self) -> tuple[dict, bool]:
         """One optimizer step -> (its metrics row, whether a signal asked to stop)."""
-        began = time.perf_counter()
+        self.clock.begin()
         progress, loss_config = self.progress, self.config.loss
         number = progress.step + 1
         rate = learning_rate(self.stage.optimizer, number, self.stage.num_steps)
         set_learning_rate(self.parts.optimizer, rate)
         data = self.parts.loader.next()
+        self.clock.end("data")
         counts = figures.count(data.packs, loss_config.exponent, self.groups, self.device.device)
         check = self._gradient_check(counts)
         report = Report()
@@ -148,12 +150,14 @@ class StageRun:
             self.groups,
             self.device.device,
         )
+        self.clock.end("model")  # its losses have been read: the device is done with them
         keys = [key for lane in data.keys_by_lane for key in lane]
         grad_norm = self._update(check, counts, losses, keys)
+        self.clock.end("optimizer")
         progress.step, progress.total_steps = number, progress.total_steps + 1
         loss = losses.loss if counts.normaliser > 0 else None
         self._remember(counts, loss)
-        seconds = time.perf_counter() - began
+        wall_clock = self.clock.figures()
         text = self.config.model.text_config
         row = {
             "stage": self.name,
@@ -175,15 +179,18 @@ class StageRun:
             "padding_fraction": counts.padding / (counts.padding + counts.tokens),
             "skipped": progress.skipped_in_a_row > 0,
             "domains": losses.domains,
-            "seconds": seconds,
+            "sources": dict(data.source_tokens),
+            **wall_clock,
+            "memory_bytes": peak_memory(self.device),
         }
         progress.tokens += counts.tokens
-        progress.seconds += seconds
+        progress.seconds += wall_clock["seconds"]
         failed = self._failed(data.packs, counts)
         left_out = left_out_samples(data.left_out, self.name, number)
         self.records.step(row, keys, [*failed, *left_out], progress.total_steps)
         if losses.saved:
-            self.saver.advance()
+            with self.clock.saving():
+                self.saver.advance()
         self._judge(counts, failed)
         return row, losses.stop
 
@@ -270,7 +277,7 @@ class StageRun:
         if not self.validation.due(self.progress.step, last):
             return
         row = {"stage": self.name, "step": self.progress.step, **self.validation.run()}
-        self.records.validation(row)
+        self.records.validation(row, self.progress.total_steps)
         with_labels = [(name, values["loss"]) for name, values in row["domains"].items() if values["loss"] is not None]
         listed = ", ".join(f"{name} {loss:.4f}" for name, loss in [("all", row["loss"]), *with_labels] if with_labels)
         self.display.say(f"{self.name} step {self.progress.step}: held-out loss: {listed or 'no labels'}")
@@ -290,9 +297,10 @@ class StageRun:
         }
         folder = root / f"step_{self.progress.step:08d}"
         parts = self.parts
-        self.saver.save(folder, parts.chunks, parts.optimizer, state, parts.side_files, flush=self.records.sync)
-        if not self.config.checkpoint.asynchronous:
-            self.saver.wait()
+        with self.clock.saving():
+            self.saver.save(folder, parts.chunks, parts.optimizer, state, parts.side_files, flush=self.records.sync)
+            if not self.config.checkpoint.asynchronous:
+                self.saver.wait()
         return folder
 
     def summary(self) -> StageSummary:

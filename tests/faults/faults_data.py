@@ -12,6 +12,8 @@ import yaml
 from PIL import Image
 
 STEPS = 12
+# figures of metrics.jsonl in which two equal runs differ
+WALL_CLOCK = {"seconds", "data_seconds", "model_seconds", "optimizer_seconds", "save_seconds", "memory_bytes"}
 OVERRIDES = [
     "run.seed=7",
     "log.wandb=disabled",

@@ -20,9 +20,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults_data import OVERRIDES, STEPS, make_mixture
+from faults_data import OVERRIDES, STEPS, WALL_CLOCK, make_mixture
 
-WALL_CLOCK = {"seconds"}
 KILLS = int(os.environ.get("MQ3_KILLS", "6"))
 
 

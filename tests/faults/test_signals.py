@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faults_data import OVERRIDES, make_mixture
+from faults_data import OVERRIDES, WALL_CLOCK, make_mixture
 
 from megatron_qwen3vl.train.stop import StopSignal
 
@@ -32,7 +32,7 @@ def _start(run: Path, mixture: Path) -> subprocess.Popen[bytes]:
 def _steps(run: Path) -> list[dict]:
     path = run / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in WALL_CLOCK} for line in lines]
 
 
 def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -49,6 +49,13 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
     assert _start(whole, mixture).wait() == 0
     assert _steps(run) == _steps(whole)
     assert (run / "report.html").is_file()
+    starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
+    assert [(start["job_begins"], start["stage"], start["step"]) for start in starts] == [
+        (True, "s0", 0),
+        (True, "s0", done),
+    ]
+    assert starts[1]["checkpoint"].endswith(f"step_{done:08d}")
+    assert starts[1]["shares"] == {"pictures": 0.7, "texts": 0.3}
 
 
 @pytest.mark.parametrize("number", StopSignal.SIGNALS)

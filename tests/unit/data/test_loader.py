@@ -93,6 +93,12 @@ def test_keys_are_those_of_the_whole_global_batch_on_every_rank() -> None:
             other = part.next()
             assert other.keys_by_lane == step.keys_by_lane and other.left_out == step.left_out
             assert step.num_samples == sum(len(pack.documents) for pack in step.packs)
+            read = dict.fromkeys(("text", "image"), 0)
+            for pack in step.packs:
+                for document, length in zip(pack.documents, np.diff(pack.cu_seqlens), strict=False):
+                    read[document.domain] += int(length)
+            assert step.source_tokens == other.source_tokens == read
+            assert whole.shares == {"text": 0.3, "image": 0.7}
 
 
 def test_what_is_in_a_pack() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,12 +110,63 @@ def test_wandb_disabled_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wandb_offline_continues_the_same_run(tmp_path: Path) -> None:
-    """Two sessions of one run write offline files under one id, the second from where the first ended."""
-    row = {"stage": "s1", "loss": 1.5, "skipped": False, "domains": {"text": {"loss": 2.0}}}
-    for step in (1, 2):
-        log = WandbLog("offline", "test", tmp_path / "run", {"seed": 1})
-        log.log(row, step)
+def records(data: bytes) -> Iterator[bytes]:
+    """The records of a .wandb file: 7 bytes of header, then LevelDB's log (blocks of 32 KiB; crc, length, type)."""
+    place, parts = 7, b""
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def logged(path: Path) -> list[dict]:
+    """The steps that an offline file holds, each with its figures."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = []
+    for data in records(path.read_bytes()):
+        record = Record()
+        record.ParseFromString(data)
+        items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        if items:
+            found.append({key: value for key, value in items.items() if key == "_step" or not key.startswith("_")})
+    return found
+
+
+def test_wandb_offline_continues_the_same_run_in_another_place(tmp_path: Path) -> None:
+    """Two sessions of one run, its folder moved between them: one id, the second from where the first ended."""
+    domains = {"text": {"loss": 2.0, "loss_tokens": 7}, "empty": {"loss": None}}
+    row = {"stage": "s1", "loss": 1.5, "grad_norm": None, "skipped": False, "domains": domains, "sources": {"web": 9}}
+    held_out = {"stage": "s1", "step": 1, "loss": 1.25, "domains": {"text": {"loss": 1.0}}}
+    for step, place in ((1, "run"), (2, "moved")):
+        log = WandbLog("offline", "test", tmp_path / place, {"seed": 1})
+        log.log({**row, "step": step}, step)
+        log.log_held_out(held_out, step)
         log.close()
-    files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+        if place == "run":
+            (tmp_path / "run").rename(tmp_path / "moved")
+    files = sorted((tmp_path / "moved" / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2 and len({file.name for file in files}) == 1
+    assert (tmp_path / "moved" / "wandb.id").read_text().strip() in files[0].name
+    found, deadline = [], time.monotonic() + 30
+    while len(found) < 2 and time.monotonic() < deadline:  # another process of wandb's closes the file a little later
+        found = [entry for file in files for entry in logged(file)]
+        time.sleep(0.05)
+    assert sorted(entry["_step"] for entry in found) == [1, 2]
+    for entry in found:
+        assert {key: value for key, value in entry.items() if key != "_step"} == {
+            "s1/step": entry["_step"],
+            "s1/loss": 1.5,
+            "s1/skipped": False,
+            "s1/domain/text/loss": 2.0,
+            "s1/domain/text/loss_tokens": 7,
+            "s1/source/web/tokens": 9,
+            "s1/held_out/step": 1,
+            "s1/held_out/loss": 1.25,
+            "s1/held_out/domain/text/loss": 1.0,
+        }
