@@ -32,6 +32,8 @@ usage: megatron-qwen3vl COMMAND ...
   data build RECIPE OUT                   make shards from a domain recipe
   data index PATH [key=value ...]         index existing tar files
   data inspect PATH [key=value ...]       what a shard folder or a mixture holds
+  data frames PATH OUT [--fps 2] [--max-frames 768] [--side PIXELS]
+                                          shards or a folder with video files -> shards of sampled frames
   data sheet SHARDS OUT.png               a picture of some of the samples that shards hold
   data tokenizer SOURCE OUT               Qwen's tokenizer from its public vocabulary: a qwen.tiktoken,
                                           a wheel that holds it, or pypi:dashscope to fetch that wheel
@@ -131,6 +133,7 @@ def _convert(arguments: list[str]) -> int:
 def _data(arguments: list[str]) -> int:
     actions = {
         "build": _data_build,
+        "frames": _data_frames,
         "index": _data_index,
         "inspect": _data_inspect,
         "sheet": _data_sheet,
@@ -175,6 +178,47 @@ def _data_inspect(arguments: list[str]) -> int:
 
     print(inspect_path(find_path(str(path)), ingredients.tokenizer, ingredients.limits, model))
     return DONE
+
+
+def _data_frames(arguments: list[str]) -> int:
+    path, out, fps, max_frames, side = _frames_arguments(arguments)
+
+    from megatron_qwen3vl.data.frames import write_frames
+    from megatron_qwen3vl.data.sampling import Sampling
+
+    summary = write_frames(path, out, Sampling(fps, max_frames, None), side, lambda name: print(name, flush=True))
+    print(f"{out}: {summary.samples:,} samples, {summary.videos:,} videos, {summary.frames:,} frames")
+    for line in summary.bad[:MAX_LINES]:
+        print(f"left out: {line}", file=sys.stderr)
+    if len(summary.bad) > MAX_LINES:
+        print(f"left out: {len(summary.bad) - MAX_LINES} more", file=sys.stderr)
+    if not summary.samples:
+        raise UserError(f"data frames: {path} holds no sample that can be used")
+    return DONE
+
+
+def _frames_arguments(arguments: list[str]) -> tuple[Path, Path, float, int | None, int | None]:
+    """PATH, OUT, --fps, --max-frames, --side."""
+    usage = "usage: megatron-qwen3vl data frames PATH OUT [--fps 2] [--max-frames 768] [--side PIXELS]"
+    values = {"--fps": "2", "--max-frames": "", "--side": ""}
+    words = iter([word for a in arguments for word in (a.split("=", 1) if a.startswith("--") else [a])])
+    places: list[str] = []
+    for word in words:
+        if not word.startswith("--"):
+            places.append(word)
+        elif word not in values:
+            raise UserError([f"data frames {word}: unknown option", usage])
+        else:
+            values[word] = next(words, "")
+    try:
+        fps = float(values["--fps"])
+        max_frames, side = (int(values[name]) if values[name] else None for name in ("--max-frames", "--side"))
+        good = len(places) == 2 and 0 < fps <= 1000 and (max_frames is None or max_frames >= 4)
+    except ValueError:
+        good = False
+    if not good or (side is not None and side < 1):
+        raise UserError([usage, "data frames: --fps is more than 0, --max-frames at least 4, --side at least 1"])
+    return Path(places[0]), Path(places[1]), fps, max_frames, side
 
 
 def _data_tokenizer(arguments: list[str]) -> int:

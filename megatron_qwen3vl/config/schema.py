@@ -259,6 +259,8 @@ class SourceConfig:
     min_pixels: int | None = None
     max_pixels: int | None = None
     timestamps: str = "mixed"  # seconds, clock, mixed
+    fps: float = 2.0  # frames a second taken from a video file
+    max_frames: int | None = None  # of a video file; None: as the stage's sequence length allows
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What a shard holds, without its media: the file ``<shard>.tar.idx`` (``.idx`` inside a plain folder).
 
 Planning needs lengths only. The index keeps, per sample, where its files lie, how many text tokens it has (for each
-tokenizer it was counted with) and the sizes of its images and frames; lengths for any pixel limits follow.
+tokenizer it was counted with), the sizes of its images and frames and when each frame of a video file is shown; lengths
+for any pixel limits and any sampling follow.
 
 File: 8 bytes magic, 8 bytes length of the header, header (JSON: stamp of the shard, damage, and name, type, length and
 offset of each array), then the arrays, little-endian, memory-mapped. No pickle.
@@ -12,19 +13,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from megatron_qwen3vl.data.render import Picture, Record, compose
-from megatron_qwen3vl.data.shards import Group, Member, Shard, Stamp, find_shards, read_member, scan, take_stamp
+from megatron_qwen3vl.data.examine import Visual, examine
+from megatron_qwen3vl.data.shards import Member, Shard, Stamp, find_shards, scan, take_stamp
+from megatron_qwen3vl.data.timestamps import from_runs, to_runs
 from megatron_qwen3vl.data.tokenizer import Tokenizer
-from megatron_qwen3vl.data.vision import image_size
-from megatron_qwen3vl.errors import BadSample, UserError
+from megatron_qwen3vl.errors import UserError
 
-MAGIC = b"MQ3VIDX1"
+MAGIC = b"MQ3VIDX2"
+EARLIER = (b"MQ3VIDX1",)  # without video files
 _ALIGN = 64
 _TEXT_TOKENS = "text_tokens/"  # + fingerprint of the tokenizer
 
@@ -40,7 +42,11 @@ _ARRAYS = {
     "visual_starts": "<i8",  # [n + 1]
     "visual_sizes": "<i4",  # [I x 2]: height, width before resizing
     "visual_frames": "<i4",  # [I]: frames of a video, 0 for an image
-    "visual_fps": "<f8",  # [I]
+    "visual_fps": "<f8",  # [I]: of a frame list with a constant rate, else 0
+    "visual_time_base": "<i4",  # [I x 2]: of a video file, else 0; see examine.Visual
+    "run_starts": "<i8",  # [I + 1]: Visual.ticks as timestamps.to_runs has them
+    "run_steps": "<i8",
+    "run_counts": "<i4",
     "domain_of": "<i4",  # [n]: -1 names none
     "domain_text": "u1",
     "domain_ends": "<i8",
@@ -48,7 +54,6 @@ _ARRAYS = {
     "reason_text": "u1",
     "reason_ends": "<i8",
 }
-MEDIA_FREE = ("json", "txt")  # what rendering reads without pixels
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,20 @@ class ShardIndex:
         first, last = self.arrays["member_starts"][sample : sample + 2].tolist()
         offsets, sizes = self.arrays["member_offsets"], self.arrays["member_sizes"]
         return [Member(self.string("member", m), int(offsets[m]), int(sizes[m])) for m in range(first, last)]
+
+    def visual(self, number: int) -> Visual:
+        """An image or video, by its number in the shard."""
+        arrays = self.arrays
+        height, width = arrays["visual_sizes"][2 * number : 2 * number + 2].tolist()
+        numerator, denominator = arrays["visual_time_base"][2 * number : 2 * number + 2].tolist()
+        first, last = arrays["run_starts"][number : number + 2].tolist()
+        ticks = from_runs(arrays["run_steps"][first:last], arrays["run_counts"][first:last])
+        frames, fps = int(arrays["visual_frames"][number]), float(arrays["visual_fps"][number])
+        return Visual(height, width, frames, fps, (numerator, denominator), ticks)
+
+    def visuals(self, sample: int) -> list[Visual]:
+        first, last = self.arrays["visual_starts"][sample : sample + 2].tolist()
+        return [self.visual(number) for number in range(first, last)]
 
     def domain(self, sample: int) -> str | None:
         number = int(self.arrays["domain_of"][sample])
@@ -135,7 +154,7 @@ def get_index(shard: Shard, tokenizer: Tokenizer, cache: Path | None) -> ShardIn
         UserError: the index beside the shard is of another state of the shard, or unreadable.
     """
     beside = index_path(shard)
-    if beside.is_file():
+    if beside.is_file() and not _is_earlier(beside):
         index = read_index(beside)
         if not _is_of(index, shard):
             raise UserError(f"{beside} is older than its shard; run `data index {shard.path}` again")
@@ -158,6 +177,15 @@ def get_index(shard: Shard, tokenizer: Tokenizer, cache: Path | None) -> ShardIn
     except OSError as error:
         raise UserError(f"cannot write the index cache {cache}: {error.strerror}") from None
     return read_index(stored)
+
+
+def _is_earlier(path: Path) -> bool:
+    """Whether an earlier version of this program wrote it: as good as none, for it knows nothing of video files."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) in EARLIER
+    except OSError:
+        return False
 
 
 def _is_of(index: ShardIndex, shard: Shard) -> bool:
@@ -203,14 +231,6 @@ class _Names(_Strings):
         return self._numbers[string]
 
 
-@dataclass(frozen=True)
-class _Facts:
-    text_tokens: int
-    visuals: list[tuple[int, int, int, float]]  # height, width, frames, fps
-    domain: str | None
-    reason: str | None
-
-
 def _build(shard: Shard, tokenizer: Tokenizer) -> ShardIndex:
     stamp = take_stamp(shard)
     found = scan(shard)
@@ -218,10 +238,11 @@ def _build(shard: Shard, tokenizer: Tokenizer) -> ShardIndex:
     columns: dict[str, list[float]] = {name: [] for name in _ARRAYS if not name.endswith(("_text", "_ends"))}
     columns["member_starts"].append(0)
     columns["visual_starts"].append(0)
+    columns["run_starts"].append(0)
     text_tokens = []
     for group in found.groups:
         try:
-            facts = _examine(shard, group, tokenizer)
+            facts = examine(shard, group, tokenizer)
         except OSError as error:
             raise UserError(f"shards: cannot read {group.key} of {shard.path}: {error.strerror}") from None
         keys.add(group.key)
@@ -230,10 +251,15 @@ def _build(shard: Shard, tokenizer: Tokenizer) -> ShardIndex:
             columns["member_offsets"].append(member.offset)
             columns["member_sizes"].append(member.size)
         columns["member_starts"].append(len(columns["member_offsets"]))
-        for height, width, frames, fps in facts.visuals:
-            columns["visual_sizes"] += [height, width]
-            columns["visual_frames"].append(frames)
-            columns["visual_fps"].append(fps)
+        for visual in facts.visuals:
+            columns["visual_sizes"] += [visual.height, visual.width]
+            columns["visual_frames"].append(visual.frames)
+            columns["visual_fps"].append(visual.fps)
+            columns["visual_time_base"] += visual.time_base
+            steps, counts = to_runs(visual.ticks)
+            columns["run_steps"] += steps.tolist()
+            columns["run_counts"] += counts.tolist()
+            columns["run_starts"].append(len(columns["run_steps"]))
         columns["visual_starts"].append(len(columns["visual_frames"]))
         columns["domain_of"].append(domains.number(facts.domain))
         columns["reason_of"].append(reasons.number(facts.reason))
@@ -244,37 +270,6 @@ def _build(shard: Shard, tokenizer: Tokenizer) -> ShardIndex:
         arrays[f"{name}_ends"] = np.array(strings.ends, "<i8")
     arrays[_TEXT_TOKENS + tokenizer.fingerprint] = np.array(text_tokens, "<i4")
     return ShardIndex(None, stamp, found.damage, arrays)
-
-
-def _examine(shard: Shard, group: Group, tokenizer: Tokenizer) -> _Facts:
-    """Everything the index keeps of one sample; a sample that cannot be used has a reason and no length."""
-    files = {member.name: member for member in group.members}
-    try:
-        if len(files) != len(group.members):
-            raise BadSample("a file of the sample is in the shard twice")
-        composition = compose(read_record(shard, group.key, group.members), tokenizer)
-        visuals = []
-        for visual in composition.visuals:
-            frames = (visual.member,) if isinstance(visual, Picture) else visual.frames
-            sizes = {image_size(read_member(shard, group.key, files[name])) for name in frames}
-            if len(sizes) > 1:
-                raise BadSample(f"frames of a video differ in size: {sorted(sizes)[:3]}")
-            height, width = sizes.pop()
-            rate = (0, 0.0) if isinstance(visual, Picture) else (len(frames), visual.fps)
-            visuals.append((height, width, *rate))
-    except BadSample as bad:
-        return _Facts(0, [], None, str(bad))
-    return _Facts(composition.num_text_tokens, visuals, composition.domain, None)
-
-
-def read_record(shard: Shard, key: str, members: Sequence[Member]) -> Record:
-    """Names of all files and the bytes of the JSON and the text.
-
-    Raises:
-        BadSample: they cannot be read.
-    """
-    texts = {member.name: read_member(shard, key, member) for member in members if member.name in MEDIA_FREE}
-    return Record(tuple(member.name for member in members), texts)
 
 
 def _write(index: ShardIndex, path: Path) -> None:

@@ -4,8 +4,9 @@ sources:
   - {name: captions, shards: captions/train, weight: 0.6}
   - {name: text, shards: [text-0.tar, text-1.tar], weight: 0.4}
 
-Optional for a source: ``min_pixels``, ``max_pixels`` (of an image), ``timestamps`` (seconds, clock, mixed). ``weight``
-is the source's share of tokens; only proportions matter. ``shards`` is relative to the folder of the file.
+Optional for a source: ``min_pixels``, ``max_pixels`` (of an image), ``timestamps`` (seconds, clock, mixed), ``fps``,
+``max_frames`` (taken from a video file). ``weight`` is the source's share of tokens; only proportions matter.
+``shards`` is relative to the folder of the file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import yaml
 from megatron_qwen3vl.config.schema import MixtureConfig, SourceConfig
 from megatron_qwen3vl.errors import UserError
 
-_KEYS = ("name", "shards", "weight", "min_pixels", "max_pixels", "timestamps")
+_KEYS = ("name", "shards", "weight", "min_pixels", "max_pixels", "timestamps", "fps", "max_frames")
+_FEWEST_FRAMES, _HIGHEST_FPS = 4, 1000
 _TIMESTAMPS = ("seconds", "clock", "mixed")
 # a sample's key is SOURCE/SHARD/KEY
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -63,6 +65,8 @@ def _source(entry: Mapping[str, Any]) -> SourceConfig:
         min_pixels=entry.get("min_pixels"),
         max_pixels=entry.get("max_pixels"),
         timestamps=entry.get("timestamps", "mixed"),
+        fps=float(entry.get("fps", 2.0)),
+        max_frames=entry.get("max_frames"),
     )
 
 
@@ -86,6 +90,11 @@ def _problems(entry: object) -> list[str]:
         problems.append(f".min_pixels: {limits['min_pixels']} is more than max_pixels {limits['max_pixels']}")
     if "timestamps" in entry and entry["timestamps"] not in _TIMESTAMPS:
         problems.append(f".timestamps: {entry['timestamps']!r} must be one of {', '.join(_TIMESTAMPS)}")
+    fps, most = entry.get("fps", 2.0), entry.get("max_frames")
+    if not _is_share(fps) or fps > _HIGHEST_FPS:
+        problems.append(f".fps: {fps!r} must be a number of frames a second greater than 0")
+    if most is not None and (type(most) is not int or most < _FEWEST_FRAMES):
+        problems.append(f".max_frames: {most!r} must be an integer of at least {_FEWEST_FRAMES}, or null")
     return problems
 
 

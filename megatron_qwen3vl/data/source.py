@@ -6,32 +6,24 @@ Numbers run through the shards in order. Pickles as paths and the two arrays of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from megatron_qwen3vl.batch import IGNORE, Sample
-from megatron_qwen3vl.config.schema import ModelConfig, SourceConfig, VisionConfig
-from megatron_qwen3vl.data.index import ShardIndex, get_index, read_record
-from megatron_qwen3vl.data.render import Composition, Picture, Video, compose, render, video_stamps
+from megatron_qwen3vl.config.schema import ModelConfig, SourceConfig
+from megatron_qwen3vl.data.compose import Composition, Video, VideoFile, compose
+from megatron_qwen3vl.data.examine import read_record
+from megatron_qwen3vl.data.index import ShardIndex, get_index
+from megatron_qwen3vl.data.render import render, video_stamps
+from megatron_qwen3vl.data.sampling import Sampling
 from megatron_qwen3vl.data.shards import Member, Shard, find_shards, read_member
+from megatron_qwen3vl.data.shown import Grid, Rules, Shown, check_same, grid_of, show, show_all, visual_figures
 from megatron_qwen3vl.data.timestamps import choose_style
 from megatron_qwen3vl.data.tokenizer import Tokenizer
-from megatron_qwen3vl.data.vision import VisionLimits, decode, image_grid, make_patches, video_grid
+from megatron_qwen3vl.data.video import decode_frames
+from megatron_qwen3vl.data.vision import VisionLimits, decode, make_patches
 from megatron_qwen3vl.errors import BadSample, UserError
-
-Grid = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What turns a stored sample into tokens and patches."""
-
-    tokenizer: Tokenizer
-    limits: VisionLimits
-    vision: VisionConfig
-    timestamps: str
 
 
 class Source:
@@ -107,13 +99,15 @@ class Source:
         key = index.string("key", sample)
         members = index.members(sample)
         composition = compose(read_record(self._shards[shard], key, members), rules.tokenizer)
-        sizes = self._sizes(index, sample, composition)
-        grids = [_grid(frames, height, width, rules) for frames, height, width in sizes]
-        tokens = render(composition, grids, choose_style(rules.timestamps, key), rules.tokenizer, rules.vision)
+        shown = show_all(index.visuals(sample), rules)
+        check_same(composition, shown)
+        grids = [grid_of(len(visual.times), visual.height, visual.width, rules) for visual in shown]
+        timed = composition.with_times([visual.times for visual in shown if visual.ticks])
+        tokens = render(timed, grids, choose_style(rules.timestamps, key), rules.tokenizer, rules.vision)
         if len(tokens.input_ids) != self.lengths[i]:
             has, planned = len(tokens.input_ids), self.lengths[i]
             raise BadSample(f"has {has} tokens, but {planned} are indexed; run `data index` again")
-        patches = self._pixels(shard, key, members, composition, sizes, grids) if pixels else None
+        patches = self._pixels(shard, key, members, composition, shown, grids) if pixels else None
         return Sample(
             key=self.key(i),
             domain=self.domain(i),
@@ -125,34 +119,28 @@ class Source:
             patches=patches,
         )
 
-    @staticmethod
-    def _sizes(index: ShardIndex, sample: int, composition: Composition) -> list[tuple[int, int, int]]:
-        """(frames, height, width) of each image (0 frames) and video, as indexed."""
-        first, last = index.arrays["visual_starts"][sample : sample + 2].tolist()
-        frames = index.arrays["visual_frames"][first:last].tolist()
-        sides = index.arrays["visual_sizes"].reshape(-1, 2)[first:last].tolist()
-        expected = [0 if isinstance(visual, Picture) else len(visual.frames) for visual in composition.visuals]
-        if frames != expected:
-            raise BadSample("has other images and videos than are indexed; run `data index` again")
-        return [(count, height, width) for count, (height, width) in zip(frames, sides, strict=True)]
-
     def _pixels(
         self,
         shard: int,
         key: str,
         members: Sequence[Member],
         composition: Composition,
-        sizes: Sequence[tuple[int, int, int]],
+        shown: Sequence[Shown],
         grids: Sequence[Grid],
     ) -> np.ndarray:
         files = {member.name: member for member in members}
         parts = [np.zeros((0, self._rules.vision.patch_values), np.uint8)]
-        for visual, (_, height, width), grid in zip(composition.visuals, sizes, grids, strict=True):
-            names = visual.frames if isinstance(visual, Video) else (visual.member,)
-            frames = [decode(read_member(self._shards[shard], key, files[name])) for name in names]
+        for visual, plan, grid in zip(composition.visuals, shown, grids, strict=True):
+            if isinstance(visual, VideoFile):
+                names = (visual.member,) * len(plan.ticks)
+                frames = decode_frames(read_member(self._shards[shard], key, files[visual.member]), plan.ticks)
+            else:
+                names = visual.frames if isinstance(visual, Video) else (visual.member,)
+                frames = [decode(read_member(self._shards[shard], key, files[name])) for name in names]
             for name, frame in zip(names, frames, strict=True):
-                if frame.shape[:2] != (height, width):
-                    raise BadSample(f"{name} is {frame.shape[1]} x {frame.shape[0]}, but {width} x {height} is indexed")
+                if frame.shape[:2] != (plan.height, plan.width):
+                    size = f"{plan.width} x {plan.height}"
+                    raise BadSample(f"{name} is {frame.shape[1]} x {frame.shape[0]}, but {size} is indexed")
             parts.append(make_patches(frames, grid, self._rules.vision))
         return np.concatenate(parts)
 
@@ -183,59 +171,53 @@ class Source:
         assert counted is not None, "get_index gives an index for this tokenizer"
         starts = index.arrays["visual_starts"]
         owners = np.repeat(np.arange(len(index)), np.diff(starts))
-        columns = (index.arrays["visual_frames"], *index.arrays["visual_sizes"].reshape(-1, 2).T)
+        frames, stamps = self._sampled(index, owners)
+        columns = (frames, *index.arrays["visual_sizes"].reshape(-1, 2).T)
         rows, which = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
         # Few distinct sizes stand for many images: the rule itself, written for a single one, is fast enough.
-        distinct = np.array([_visual_figures(f, h, w, rules) for f, h, w in rows.tolist()], np.int64).reshape(-1, 2)
+        distinct = np.array([visual_figures(f, h, w, rules) for f, h, w in rows.tolist()], np.int64).reshape(-1, 2)
         tokens, patches = distinct[which.ravel()].T
-        tokens = tokens + self._stamp_tokens(index, owners)
+        tokens = tokens + stamps
         bad_samples = set(owners[patches == 0].tolist())
         for sample in bad_samples:
-            self._refused[int(self._first[shard]) + sample] = self._why_no_grid(index, sample)
+            self._refused[int(self._first[shard]) + sample] = self._why_nogrid_of(index, sample)
         usable = index.arrays["reason_of"] < 0
         usable[list(bad_samples)] = False
         total = counted + np.bincount(owners, tokens, len(index)).astype(np.int64)
         patch_total = np.bincount(owners, patches, len(index)).astype(np.int64)
         return np.where(usable, total, 0).astype(np.int32), np.where(usable, patch_total, 0).astype(np.int32)
 
-    def _why_no_grid(self, index: ShardIndex, sample: int) -> str:
-        first, last = index.arrays["visual_starts"][sample : sample + 2].tolist()
-        sides = index.arrays["visual_sizes"].reshape(-1, 2)
-        for visual in range(first, last):
+    def _why_nogrid_of(self, index: ShardIndex, sample: int) -> str:
+        for visual in show_all(index.visuals(sample), self._rules):
             try:
-                height, width = sides[visual].tolist()
-                _grid(int(index.arrays["visual_frames"][visual]), height, width, self._rules)
+                grid_of(len(visual.times), visual.height, visual.width, self._rules)
             except BadSample as bad:
                 return str(bad)
         raise AssertionError("called for a sample that has none")
 
-    def _stamp_tokens(self, index: ShardIndex, owners: np.ndarray) -> np.ndarray:
-        """Tokens of all timestamps of each image (none) and video, int64 [I]."""
-        rules, counts = self._rules, np.zeros(len(owners), np.int64)
-        known: dict[tuple[int, float, str], int] = {}
-        for visual in np.flatnonzero(index.arrays["visual_frames"]).tolist():
-            frames, fps = int(index.arrays["visual_frames"][visual]), float(index.arrays["visual_fps"][visual])
-            style = choose_style(rules.timestamps, index.string("key", int(owners[visual])))
-            if (frames, fps, style) not in known:
-                stamps = video_stamps(frames, fps, style, rules.vision)
-                known[frames, fps, style] = sum(len(rules.tokenizer.encode(text)) for text in stamps)
-            counts[visual] = known[frames, fps, style]
-        return counts
-
-
-def _grid(frames: int, height: int, width: int, rules: Rules) -> Grid:
-    if frames:
-        return video_grid(frames, height, width, rules.limits, rules.vision)
-    return image_grid(height, width, rules.limits, rules.vision)
-
-
-def _visual_figures(frames: int, height: int, width: int, rules: Rules) -> tuple[int, int]:
-    """(tokens with their markers but without timestamps, patches); (0, 0) where the resize rule refuses."""
-    try:
-        groups, rows, columns = _grid(frames, height, width, rules)
-    except BadSample:
-        return 0, 0
-    return groups * (rows * columns // rules.vision.spatial_merge_size**2 + 2), groups * rows * columns
+    def _sampled(self, index: ShardIndex, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each image and video the frames shown (an image: 0) and the tokens of its timestamps, int64 [I] each."""
+        rules = self._rules
+        frames = index.arrays["visual_frames"].astype(np.int64)
+        stamps = np.zeros(len(owners), np.int64)
+        is_file = index.arrays["visual_time_base"].reshape(-1, 2)[:, 1] > 0
+        files = np.bincount(owners[is_file], minlength=len(index))
+        known: dict[tuple[object, ...], tuple[int, int]] = {}  # many videos have the same rate and number of frames
+        for number in np.flatnonzero(frames).tolist():
+            visual, owner = index.visual(number), int(owners[number])
+            style = choose_style(rules.timestamps, index.string("key", owner))
+            times = (visual.frames, visual.fps, visual.time_base, visual.ticks.tobytes())
+            # the size decides how many frames of a file fit
+            facts = (*times, visual.height, visual.width, int(files[owner])) if visual.is_file else times
+            if (style, *facts) not in known:
+                shown = show(visual, int(files[owner]), rules)
+                texts = video_stamps(shown.times, style, rules.vision)
+                known[(style, *facts)] = (
+                    len(shown.times),
+                    sum(len(rules.tokenizer.encode(text)) for text in texts),
+                )
+            frames[number], stamps[number] = known[(style, *facts)]
+        return frames, stamps
 
 
 def open_source(
@@ -245,6 +227,7 @@ def open_source(
     limits: VisionLimits,
     model: ModelConfig,
     cache: Path | None = None,
+    sequence_length: int | None = None,
 ) -> Source:
     """Open a mixture's source.
 
@@ -252,6 +235,7 @@ def open_source(
         base: the mixture file's folder, which ``config.shards`` is relative to.
         limits: of the model; the source's own min_pixels and max_pixels go first.
         cache: folder for the indexes of shards that have none; None keeps those in memory.
+        sequence_length: of the stage, which the frames taken from a video file follow; None outside of stages.
 
     Raises:
         UserError: shards that cannot be found or read, or have a stale index.
@@ -270,4 +254,6 @@ def open_source(
     if problems:
         raise UserError(problems)
     limits = limits.override(config.min_pixels, config.max_pixels)
-    return Source(config.name, shards, indexes, Rules(tokenizer, limits, model.vision_config, config.timestamps))
+    sampling = Sampling(config.fps, config.max_frames, sequence_length)
+    rules = Rules(tokenizer, limits, model.vision_config, config.timestamps, sampling)
+    return Source(config.name, shards, indexes, rules)

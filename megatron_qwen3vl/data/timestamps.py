@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def frame_times(num_frames: int, fps: float) -> list[float]:
     """Seconds of each frame of a list sampled at ``fps``."""
@@ -34,3 +36,19 @@ def choose_style(style: str, key: str) -> str:
     if style != "mixed":
         return style
     return ("seconds", "clock")[hashlib.sha256(key.encode()).digest()[0] & 1]
+
+
+def to_runs(ticks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [n] as runs of equal steps from one to the next (the first is from 0): a constant rate takes two.
+
+    Returns:
+        Steps, int64, and how often each is taken, int32.
+    """
+    steps = np.diff(ticks, prepend=0)
+    begins = np.flatnonzero(np.diff(steps, prepend=~steps[:1]))
+    return steps[begins], np.diff(begins, append=len(steps)).astype(np.int32)
+
+
+def from_runs(steps: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The inverse of ``to_runs``."""
+    return np.cumsum(np.repeat(steps, counts))

@@ -53,9 +53,15 @@ class StageParts:
 
 
 def open_sources(
-    mixture_path: str, model: ModelConfig, ingredients: Ingredients, index_cache: Path | None
+    mixture_path: str,
+    model: ModelConfig,
+    ingredients: Ingredients,
+    index_cache: Path | None,
+    sequence_length: int | None = None,
 ) -> tuple[list[Source], list[float]]:
     """The sources of a mixture file and their weights; indexes of shards that have none go to ``index_cache``.
+
+    ``sequence_length`` is the stage's, which the frames taken from a video file follow; None outside of stages.
 
     Raises UserError with the problems of all sources.
     """
@@ -65,7 +71,11 @@ def open_sources(
     problems: list[str] = []
     for source in mixture.sources:
         try:
-            sources.append(open_source(source, base, ingredients.tokenizer, ingredients.limits, model, index_cache))
+            sources.append(
+                open_source(
+                    source, base, ingredients.tokenizer, ingredients.limits, model, index_cache, sequence_length
+                )
+            )
         except UserError as error:
             problems += error.problems
     if problems:
@@ -83,7 +93,7 @@ def check_data(config: RunConfig, stages: Sequence[str], ingredients: Ingredient
     for name in stages:
         stage = config.stages[name]
         try:
-            sources, weights = open_sources(stage.mixture, config.model, ingredients, cache)
+            sources, weights = open_sources(stage.mixture, config.model, ingredients, cache, stage.sequence_length)
             Mixture(sources, weights, config.run.seed, name, stage.global_batch_size, stage.sequence_length)
             refuse_bad_sources(sources, config.data.max_bad_rate)
         except UserError as error:
@@ -113,7 +123,7 @@ def build_stage(
     stage = config.stages[name]
     parallel = resolve(config.parallel, stage.parallel)
     sources, weights = open_sources(
-        stage.mixture, config.model, ingredients, Path(config.run.dir) / INDEX_FOLDER
+        stage.mixture, config.model, ingredients, Path(config.run.dir) / INDEX_FOLDER, stage.sequence_length
     )
     loader = Loader(
         LoaderConfig(

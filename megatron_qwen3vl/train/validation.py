@@ -21,7 +21,11 @@ class Validation:
         self._sources: list[Source] = []
         if config.validation.mixture is not None and config.validation.every > 0:
             self._sources, _ = open_sources(
-                config.validation.mixture, config.model, ingredients, Path(config.run.dir) / INDEX_FOLDER
+                config.validation.mixture,
+                config.model,
+                ingredients,
+                Path(config.run.dir) / INDEX_FOLDER,
+                config.stages[stage].sequence_length,
             )
 
     def due(self, step: int, last: bool) -> bool:

@@ -15,8 +15,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from megatron_qwen3vl.cli import main
 from megatron_qwen3vl.data import qwen_tokenizer
+from megatron_qwen3vl.data.compose import Record, compose
 from megatron_qwen3vl.data.qwen_tokenizer import MEMBER, SPLIT, parse_ranks, rebuild, replay_merges, tokenizer_files
-from megatron_qwen3vl.data.render import Record, compose, render
+from megatron_qwen3vl.data.render import render
 from megatron_qwen3vl.data.tokenizer import Tokenizer as OurTokenizer
 from megatron_qwen3vl.errors import UserError
 from tests.unit.data.shard_helpers import VISION

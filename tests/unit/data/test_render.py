@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_qwen3vl.batch import IGNORE
-from megatron_qwen3vl.data.render import Record, Tokens, compose, render, video_stamps
-from megatron_qwen3vl.data.timestamps import choose_style
+from megatron_qwen3vl.data.compose import Record, compose
+from megatron_qwen3vl.data.render import Tokens, render, video_stamps
+from megatron_qwen3vl.data.timestamps import choose_style, frame_times
 from megatron_qwen3vl.errors import BadSample
 from tests.unit.data.shard_helpers import VISION, document, image_part, tokenizer, video_part
 
@@ -123,12 +124,12 @@ def test_stamps_equal_transformers(frames: int, fps: float) -> None:
     from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
     times = Qwen3VLProcessor._calculate_timestamps(None, list(range(frames)), fps, 2)
-    assert video_stamps(frames, fps, "seconds", VISION) == [f"<{time:.1f} seconds>" for time in times]
+    assert video_stamps(frame_times(frames, fps), "seconds", VISION) == [f"<{time:.1f} seconds>" for time in times]
 
 
 def test_clock_is_floored() -> None:
-    assert video_stamps(4, 0.0005, "clock", VISION) == ["<00:16:40>", "<01:23:20>"]
-    assert video_stamps(2, 0.2, "clock", VISION) == ["<00:00:02>"]  # 2.5 s
+    assert video_stamps(frame_times(4, 0.0005), "clock", VISION) == ["<00:16:40>", "<01:23:20>"]
+    assert video_stamps(frame_times(2, 0.2), "clock", VISION) == ["<00:00:02>"]  # 2.5 s
 
 
 def test_mixed_style_is_the_same_in_every_process() -> None:
@@ -179,8 +180,12 @@ BAD = [
     (b'{"content": [{"type": "image", "image": "\\ud800"}]}', "missing media"),
     (document(image_part("9.jpg")), "missing media '9.jpg'"),
     (document({"type": "image", "image": None}), "'image' is null"),
-    (document({"type": "video", "video": "0.mp4"}), "video files are not supported yet; make frame lists"),
-    (document({"type": "video"}), "missing member 'frames'"),
+    (document({"type": "video", "video": "8.mp4"}), "missing media '8.mp4'"),
+    (document({"type": "video", "video": 1}), "'video' is a number"),
+    (document({"type": "video"}), "missing member 'frames' or 'video'"),
+    (document({**video_part("0.jpg"), "times": [0, 1]}), "'times' is not a list of seconds, one for each frame"),
+    (document({**video_part("0.jpg"), "times": [-1]}), "'times' is out of range"),
+    (document({**video_part("0.jpg", "1.jpg"), "times": [1, 1]}), "'times' does not ascend"),
     (document({"type": "video", "frames": []}), "'frames' is not a list of names"),
     (document({"type": "video", "frames": ["0.jpg"]}), "missing member 'fps'"),
     (document(video_part("0.jpg", fps=0)), "out of range"),
