@@ -96,7 +96,11 @@ def why_not(script: Script, others: tuple[Path, ...]) -> str | None:
     if script.shaped and not features.check("raqm"):
         return f"{script.name}: Pillow needs libfribidi (Debian: libfribidi0) to shape it"
     if not faces_of(script, others):
-        where = f"pip install {script.package}" if script.package else "name a font: debian_packages: [fonts-noto-core]"
+        where = (
+            f"pip install {script.package}"
+            if script.package
+            else "name it in debian_packages: fonts-noto-core or fonts-noto-cjk"
+        )
         return f"{script.name}: no font for it is installed: {where}"
     return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 from megatron_qwen3vl.errors import UserError
@@ -28,15 +29,15 @@ def debian_folder(package: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megatron_qwen3vl" / "debian"
     folder = cache / package
     if not folder.is_dir():
-        downloads = cache / f".{package}.{os.getpid()}"
         try:
-            downloads.mkdir(parents=True)
-            subprocess.run(["apt-get", "download", package], cwd=downloads, check=True, capture_output=True, text=True)
-            (archive,) = downloads.glob("*.deb")
-            subprocess.run(["dpkg", "-x", archive, downloads / "files"], check=True, capture_output=True, text=True)
-            archive.unlink()
-            (downloads / "files").rename(folder)
-            downloads.rmdir()
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache, prefix=".") as name:
+                downloads = Path(name)
+                fetch = ["apt-get", "download", package]
+                subprocess.run(fetch, cwd=downloads, check=True, capture_output=True, text=True)
+                (archive,) = downloads.glob("*.deb")
+                subprocess.run(["dpkg", "-x", archive, downloads / "files"], check=True, capture_output=True, text=True)
+                (downloads / "files").rename(folder)
         except subprocess.CalledProcessError as error:
             reason = (error.stderr or "").strip().splitlines()[-1:] or ["no reason given"]
             raise UserError(f"debian package {package}: {reason[0]}; try apt-get update first") from error
