@@ -20,6 +20,7 @@ from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.recipes import (
     boxes_3d,
     captions,
+    charts,
     clips,
     code_files,
     counting,
@@ -27,6 +28,7 @@ from megatron_qwen3vl.recipes import (
     digits,
     documents,
     grounding,
+    gui,
     interleaved,
     long_documents,
     numbers,
@@ -63,6 +65,7 @@ class Builder:
 BUILDERS = {
     "boxes_3d": Builder(boxes_3d.Boxes3DSettings, boxes_3d.build),
     "captions": Builder(captions.CaptionSettings, captions.build),
+    "charts": Builder(charts.ChartSettings, charts.build),
     "clips": Builder(clips.ClipSettings, clips.build),
     "code": Builder(code_files.CodeSettings, code_files.build),
     "counting": Builder(counting.CountingSettings, counting.build),
@@ -70,6 +73,7 @@ BUILDERS = {
     "digits": Builder(digits.DigitSettings, digits.build),
     "documents": Builder(documents.DocumentSettings, documents.build),
     "grounding": Builder(grounding.GroundingSettings, grounding.build),
+    "gui": Builder(gui.GuiSettings, gui.build),
     "interleaved": Builder(interleaved.InterleavedSettings, interleaved.build),
     "long_documents": Builder(long_documents.LongDocumentSettings, long_documents.build),
     "numbers": Builder(numbers.NumberSettings, numbers.build),
