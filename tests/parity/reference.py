@@ -20,6 +20,7 @@ import yaml
 from megatron_qwen3vl.batch import IGNORE, Batch, Document, Pack, Sample, collate
 from megatron_qwen3vl.config.schema import LossConfig, ModelConfig, ParallelConfig, TextConfig, VisionConfig
 
+VISION_HEADS = 4
 VOCABULARY, IMAGE, VIDEO, START, END = 128, 120, 121, 122, 123
 KINDS = ("dense_tied", "dense_untied", "moe")
 PLAIN = ParallelConfig(
@@ -74,7 +75,7 @@ def model_config(kind: str) -> ModelConfig:
             depth=4,
             hidden_size=48,
             intermediate_size=52,
-            num_heads=4,
+            num_heads=VISION_HEADS,
             in_channels=3,
             patch_size=4,
             temporal_patch_size=2,
