@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import re
 from fractions import Fraction
@@ -15,10 +14,10 @@ from sklearn.datasets import load_digits
 
 from megatron_qwen3vl.recipes import captions, clips, digits, plain_text
 from megatron_qwen3vl.recipes.build import read_recipe
-from megatron_qwen3vl.recipes.digits_eval import KIND, questions, score
 from megatron_qwen3vl.recipes.grammar import COLOURS, COLUMNS, DIRECTIONS, ROWS
 from megatron_qwen3vl.recipes.photos import PHOTOS, load_photo
 
+KIND = digits.Kind(length=3, canvas=(64, 32), size=(12, 23), share=1.0)  # as in data_recipes/domains/digits.yaml
 DOMAINS = Path(__file__).parents[3] / "data_recipes" / "domains"
 VIVID = ("red", "green", "blue", "yellow")  # hardly found in the photographs and films themselves
 
@@ -173,16 +172,3 @@ def test_held_out_pictures_use_held_out_digits_only() -> None:
     allowed = set(digits.load_glyphs(True).index)
     for number in range(50):
         assert set(digits.draw(np.random.default_rng(number), KIND, 0.0, True).glyphs) <= allowed
-
-
-def test_questions_are_the_same_every_time_and_the_exchange_is_another_answer() -> None:
-    asked = questions(50)
-    assert asked == questions(50)
-    assert asked[:10] == tuple(dataclasses.replace(q, exchanged=q.exchanged) for q in questions(50)[:10])
-    by_picture = {q.picture: q.answer for q in asked}
-    assert len(by_picture) == 50
-    assert all(by_picture[q.exchanged] != q.answer for q in asked)
-    assert score(asked, [q.answer + ".<|endoftext|>" for q in asked]).exact == 1.0
-    assert score(asked, [by_picture[q.exchanged] for q in asked]).exact == 0.0
-    assert score(asked, [q.answer[:2] for q in asked]).digits == 2 / 3
-    assert score(asked, ["" for _ in asked]).digits == 0.0
