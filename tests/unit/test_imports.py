@@ -116,7 +116,8 @@ def launcher_reads(tree: ast.AST) -> list[str]:
 
 
 def top_level_imports(tree: ast.Module) -> set[str]:
-    return {name.split(".")[0] for statement in tree.body for name, _ in imports(statement)}
+    loaded = [statement for statement in tree.body if not isinstance(statement, ast.FunctionDef)]
+    return {name.split(".")[0] for statement in loaded for name, _ in imports(statement)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
