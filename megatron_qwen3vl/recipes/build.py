@@ -37,6 +37,7 @@ from megatron_qwen3vl.recipes import (
     spatial,
     tool_calls,
     ui_pages,
+    video_events,
 )
 from megatron_qwen3vl.recipes.record import Record
 
@@ -82,6 +83,7 @@ BUILDERS = {
     "text": Builder(plain_text.TextSettings, plain_text.build),
     "tool_calls": Builder(tool_calls.ToolCallSettings, tool_calls.build),
     "ui_pages": Builder(ui_pages.UiSettings, ui_pages.build),
+    "video_events": Builder(video_events.VideoEventSettings, video_events.build),
 }
 
 

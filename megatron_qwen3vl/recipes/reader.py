@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_qwen3vl.data.sampling import spread
 from megatron_qwen3vl.data.shards import find_shards, read_member, scan
-from megatron_qwen3vl.recipes.record import Part
+from megatron_qwen3vl.data.video import decode_frames, probe
+from megatron_qwen3vl.recipes.record import Part, png
+
+SHOWN = 9  # frames of a video file, evenly spread
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,18 @@ class ReadSample:
 
     @property
     def images(self) -> list[bytes]:
-        """The images, and of each video the frames, in order."""
-        found = [p for p in self.parts if p["type"] != "text"]
-        return [self.media[name] for p in found for name in ([p["image"]] if p["type"] == "image" else p["frames"])]
+        """The images, of each frame list the frames, and of each video file SHOWN frames, in order."""
+        found: list[bytes] = []
+        for part in self.parts:
+            if part["type"] == "image":
+                found.append(self.media[part["image"]])
+            elif "frames" in part:
+                found += [self.media[name] for name in part["frames"]]
+            elif part["type"] == "video":
+                data = self.media[part["video"]]
+                ticks = probe(data).ticks
+                found += [png(frame) for frame in decode_frames(data, ticks[spread(ticks, SHOWN)])]
+        return found
 
 
 def read_samples(path: Path) -> Iterator[ReadSample]:

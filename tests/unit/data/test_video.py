@@ -1,6 +1,7 @@
 """Video files: true times (against ffprobe), the frames that were planned, bad files named, the rule of sampling."""
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -13,8 +14,9 @@ import pytest
 
 from megatron_qwen3vl.config.schema import SourceConfig
 from megatron_qwen3vl.data.index import MAGIC, build_index, get_index, read_index
+from megatron_qwen3vl.data.loader import Loader, LoaderConfig, PackCost
 from megatron_qwen3vl.data.sampling import MOST_FRAMES, Sampling, spread, wanted_frames
-from megatron_qwen3vl.data.shards import find_shards, write_shard
+from megatron_qwen3vl.data.shards import find_shards, scan, write_shard
 from megatron_qwen3vl.data.shown import Rules, show_all
 from megatron_qwen3vl.data.source import open_source
 from megatron_qwen3vl.data.timestamps import from_runs, group_times, to_runs
@@ -25,6 +27,10 @@ from tests.unit.data.shard_helpers import LIMITS, VISION, document, model, pictu
 from tests.unit.data.video_files import RATES, encode, encode_sound, number_of, shown_times, uneven
 
 T = tokenizer()
+LOADER = LoaderConfig(
+    seed=1, stage="s1", sequence_length=256, global_batch_size=2, lookahead=2, pad_id=T.pad_id, num_ranks=1, rank=0,
+    vision_dp=1, workers=0, prefetch=1, pixels=True, cost=PackCost(token=1.0, pair=0.1, patch=0.5),
+)  # fmt: skip
 FILE = {"type": "video", "video": "0.mp4"}
 FILES = {name: {"num_frames": 120, "rate": rate} for name, rate in RATES.items()}
 FILES["variable"] = {"num_frames": 90, "milliseconds": uneven(90)}
@@ -224,3 +230,41 @@ def test_sampling_follows_the_sequence_length(tmp_path: Path) -> None:
     assert groups(40) == [2, 4]  # never fewer than four frames, though the sample may be too long then
     assert groups(None, max_frames=11) == [6, 12] and groups(400, max_frames=11) == [6, 12]
     assert groups(None, fps=0.5) == [10, 20]
+
+
+def run_and_resume(folder: Path) -> tuple[list[object], list[object], set[str]]:
+    """Six steps, a new loader after the third: keys and lengths of every pack, the states, and the failed keys."""
+    packs: list[object] = []
+    states: list[object] = []
+    failed: set[str] = set()
+    for _ in range(2):
+        found = Loader(LOADER, [source(folder, timestamps="seconds")], [1.0], states[-1] if states else None)
+        for _ in range(3):
+            step = found.next()
+            packs.append((step.keys_by_lane, [pack.cu_seqlens.tolist() for pack in step.packs]))
+            states.append(found.state())
+            failed |= {d.key for pack in step.packs for d in pack.documents if d.failure is not None}
+        found.close()
+    return packs, states, failed
+
+
+def test_a_decode_failure_changes_neither_packs_nor_resuming(tmp_path: Path) -> None:
+    """Two runs over the same index, of which one meets pictures that have been overwritten since."""
+    films = [{"json": document(FILE, f"film {number}"), "0.mp4": encode(30 + 10 * number)} for number in range(5)]
+    fill(tmp_path, *films, *({"txt": b"some words %d" % number} for number in range(5)))
+    build_index(tmp_path / "data", T)
+    tar = tmp_path / "data/0.tar"
+    (shard,) = find_shards("data", tmp_path)
+    (member,) = [m for g in scan(shard).groups for m in g.members if (g.key, m.name) == ("2", "0.mp4")]
+    times = tar.stat().st_atime_ns, tar.stat().st_mtime_ns
+    runs = []
+    for broken in (False, True):
+        if broken:
+            with open(tar, "r+b") as file:
+                file.seek(member.offset + member.size // 4)
+                file.write(bytes(member.size // 4))
+            os.utime(tar, ns=times)
+        runs.append(run_and_resume(tmp_path))
+    (good, good_states, good_failed), (bad, bad_states, bad_failed) = runs
+    assert good == bad and good_states == bad_states
+    assert not good_failed and {key.rsplit("/", 1)[1] for key in bad_failed} == {"2"}
