@@ -13,7 +13,7 @@ from megatron_qwen3vl.errors import Stopped, UserError
 from megatron_qwen3vl.parallel.place import read_place
 
 if TYPE_CHECKING:
-    from megatron_qwen3vl.config.schema import ModelConfig
+    from megatron_qwen3vl.config.schema import RunConfig
     from megatron_qwen3vl.train.ingredients import Ingredients
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
@@ -31,7 +31,9 @@ usage: megatron-qwen3vl COMMAND ...
   convert export CHECKPOINT HF_DIR        training checkpoint -> Hugging Face folder
   data build RECIPE OUT                   make shards from a domain recipe
   data index PATH [key=value ...]         index existing tar files
-  data inspect PATH [key=value ...]       what a shard folder or a mixture holds
+  data inspect PATH [--html FILE] [key=value ...]
+                                          what a shard folder, a domain or a mixture holds and how it
+                                          packs; a page with packs as the model gets them
   data frames PATH OUT [--fps 2] [--max-frames 768] [--side PIXELS]
                                           shards or a folder with video files -> shards of sampled frames
   data sheet SHARDS OUT.png               a picture of some of the samples that shards hold
@@ -171,12 +173,18 @@ def _index(arguments: list[str]) -> None:
 
 
 def _data_inspect(arguments: list[str]) -> int:
-    path, ingredients, model = _shards_and_tokenizer("data inspect", arguments)
+    page = None
+    if "--html" in arguments:
+        place = arguments.index("--html")
+        (page,) = _positional("data inspect PATH --html", arguments[place + 1 : place + 2], ("FILE",))
+        arguments = arguments[:place] + arguments[place + 2 :]
+    path, ingredients, config = _shards_and_tokenizer("data inspect", arguments)
 
     from megatron_qwen3vl.config.paths import find_path
-    from megatron_qwen3vl.data.inspect import inspect_path
+    from megatron_qwen3vl.report.inspect import inspect_path
 
-    print(inspect_path(find_path(str(path)), ingredients.tokenizer, ingredients.limits, model))
+    target = Path(page) if page is not None else None
+    print(inspect_path(find_path(str(path)), config, ingredients.tokenizer, ingredients.limits, target))
     return DONE
 
 
@@ -240,7 +248,7 @@ def _data_sheet(arguments: list[str]) -> int:
     return DONE
 
 
-def _shards_and_tokenizer(command: str, arguments: list[str]) -> tuple[Path, Ingredients, ModelConfig]:
+def _shards_and_tokenizer(command: str, arguments: list[str]) -> tuple[Path, Ingredients, RunConfig]:
     """``PATH [key=value ...]``: what counts tokens and pixels is found as for ``pretrain``, by its keys."""
     overrides, _ = _split([argument for argument in arguments if "=" in argument], ())
     (path,) = _positional(command, [argument for argument in arguments if "=" not in argument], ("PATH",))
@@ -253,7 +261,7 @@ def _shards_and_tokenizer(command: str, arguments: list[str]) -> tuple[Path, Ing
     ingredients = find_ingredients(
         config.model, config.dtype, config.run.init_from, config.tokenizer, config.run.init_language
     )
-    return Path(path), ingredients, config.model
+    return Path(path), ingredients, config
 
 
 def _show_progress(done: int, planned: int) -> None:

@@ -52,6 +52,22 @@ def _chart(run: Run, title: str, lines: Sequence[Line], from_zero: bool = False,
     return draw(Chart(title, lines, stages, num_updates(run), from_zero, logarithmic))
 
 
+def _phase_lines(run: Run) -> list[Line]:
+    return [
+        _line(run, "waiting for data", 2, _figure("data_seconds")),
+        _line(run, "forward and backward", 1, _figure("model_seconds")),
+        _line(run, "optimizer", 3, _figure("optimizer_seconds")),
+    ]
+
+
+def _memory(log: StageLog) -> Series:
+    held = log.figures["memory_bytes"]
+    gib = Series()
+    for x, value in zip(held.x, held.y, strict=True):
+        gib.add(x, value / 2**30)
+    return gib
+
+
 def run_charts(run: Run) -> str:
     charts = [
         _chart(run, "Loss", _loss_lines(run)),
@@ -60,6 +76,10 @@ def run_charts(run: Run) -> str:
         _chart(run, "Tokens per second", [_line(run, "speed", 1, _speed)], from_zero=True),
         _chart(run, "Auxiliary loss of the router", [_line(run, "aux", 1, _figure("aux_loss"))]),
         _chart(run, "Busiest expert over the mean", [_line(run, "load", 1, _figure("expert_load"))]),
+        _chart(run, "Busiest rank in the ViT over the mean", [_line(run, "balance", 1, _figure("vision_balance"))]),
+        _chart(run, "Padding, share of positions", [_line(run, "padding", 1, _figure("padding_fraction"))]),
+        _chart(run, "Seconds of a step", _phase_lines(run), from_zero=True),
+        _chart(run, "Peak memory of the writing rank, GiB", [_line(run, "memory", 1, _memory)], from_zero=True),
     ]
     remark = "Across: updates of the whole run. In a long run a point is its neighbours' mean, the band their range."
     return _together("charts", charts, remark)
@@ -72,12 +92,19 @@ def domain_charts(run: Run) -> str:
         def training(log: StageLog, name: str = name) -> Series | None:
             return log.domains.get(name)
 
+        def per_token(log: StageLog, name: str = name) -> Series | None:
+            return log.domain_token_losses.get(name)
+
         def held_out(log: StageLog, name: str = name) -> Series | None:
             return log.held_out_domains.get(name)
 
-        lines = [_line(run, "training", 1, training), _line(run, "held-out", 3, held_out, dots=True)]
+        lines = [
+            _line(run, "per token", 2, per_token),
+            _line(run, "reweighted", 1, training),
+            _line(run, "held-out", 3, held_out, dots=True),
+        ]
         charts.append(_chart(run, name, lines))
-    return _together("charts small", charts, "The reweighted loss of each domain alone.")
+    return _together("charts small", charts, "The loss of each domain alone; held-out losses are reweighted.")
 
 
 def _together(kind: str, charts: Sequence[str], remark: str) -> str:

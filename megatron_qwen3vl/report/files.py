@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,13 @@ FIGURES = (
     "failed_samples",
     "left_out",
     "padding_fraction",
+    "vision_balance",
     "seconds",
+    "data_seconds",
+    "model_seconds",
+    "optimizer_seconds",
+    "save_seconds",
+    "memory_bytes",
 )
 LISTED = 20  # skipped steps and bad samples shown by name
 
@@ -58,7 +64,9 @@ class StageLog:
     first_step: int
     figures: dict[str, Series] = field(default_factory=lambda: {name: Series() for name in FIGURES})
     domains: dict[str, Series] = field(default_factory=dict)
+    domain_token_losses: dict[str, Series] = field(default_factory=dict)
     domain_tokens: dict[str, float] = field(default_factory=dict)
+    source_tokens: dict[str, float] = field(default_factory=dict)
     held_out: Series = field(default_factory=Series)
     held_out_domains: dict[str, Series] = field(default_factory=dict)
     steps: int = 0
@@ -77,14 +85,18 @@ class StageLog:
         self.skipped += row.get("skipped") is True
         for name, series in self.figures.items():
             series.add(self.before + self.steps, number(row.get(name)))
-        for name, loss, tokens in _domains(row):
+        sources = row.get("sources")
+        for name, tokens in sources.items() if isinstance(sources, dict) else ():
+            self.source_tokens[str(name)] = self.source_tokens.get(str(name), 0.0) + whole(tokens)
+        for name, loss, token_loss, tokens in _domains(row):
             self.domains.setdefault(name, Series()).add(self.before + self.steps, loss)
+            self.domain_token_losses.setdefault(name, Series()).add(self.before + self.steps, token_loss)
             self.domain_tokens[name] = self.domain_tokens.get(name, 0.0) + (tokens if math.isfinite(tokens) else 0.0)
 
     def add_held_out(self, row: dict) -> None:
         x = self.before + whole(row.get("step")) - self.first_step + 1
         self.held_out.add(x, number(row.get("loss")))
-        for name, loss, _ in _domains(row):
+        for name, loss, _, _ in _domains(row):
             self.held_out_domains.setdefault(name, Series()).add(x, loss)
 
 
@@ -114,6 +126,8 @@ class Run:
     skipped: Listing  # counted by reason
     quarantine: Listing  # counted by source
     checkpoints: list[Checkpoint]
+    starts: list[dict]  # of stages, each when it began or went on
+    answers: Mapping[str, Any]  # demo.json
     unreadable: dict[str, int]  # lines by file
 
     def setting(self, *keys: str) -> Any:
@@ -156,6 +170,8 @@ def read_run(folder: Path) -> Run:
         skipped=_listing(folder / "skipped.jsonl", "reason", unreadable),
         quarantine=_listing(folder / "quarantine.jsonl", "source", unreadable),
         checkpoints=_checkpoints(folder / "checkpoints"),
+        starts=list(_rows(folder / "starts.jsonl", unreadable)),
+        answers=read_json(folder / "demo.json"),
         unreadable=unreadable,
     )
 
@@ -170,11 +186,13 @@ def _read_metrics(folder: Path, unreadable: dict[str, int]) -> list[StageLog]:
     return stages
 
 
-def _domains(row: dict) -> Iterator[tuple[str, float, float]]:
+def _domains(row: dict) -> Iterator[tuple[str, float, float, float]]:
+    """Name, reweighted loss, loss per token, tokens with loss."""
     domains = row.get("domains")
     for name, values in domains.items() if isinstance(domains, dict) else ():
         if isinstance(values, dict):
-            yield str(name), number(values.get("loss")), number(values.get("loss_tokens"))
+            loss, token_loss, tokens = (number(values.get(key)) for key in ("loss", "token_loss", "loss_tokens"))
+            yield str(name), loss, token_loss, tokens
 
 
 def _rows(path: Path, unreadable: dict[str, int]) -> Iterator[dict]:
@@ -220,6 +238,15 @@ def _read_config(path: Path, unreadable: dict[str, int]) -> tuple[dict, str]:
         return tree, text
     unreadable[path.name] = len(text.splitlines())
     return {}, text
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The object that a file holds; empty where there is none."""
+    try:
+        tree = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def _checkpoints(root: Path) -> list[Checkpoint]:

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from megatron_qwen3vl.errors import UserError
+from megatron_qwen3vl.report.answers import answers_section
 from megatron_qwen3vl.report.chart import short
 from megatron_qwen3vl.report.curves import domain_charts, num_updates, run_charts
 from megatron_qwen3vl.report.files import Run, planned_steps, read_run, whole
@@ -18,12 +19,15 @@ from megatron_qwen3vl.report.style import STYLE
 from megatron_qwen3vl.report.tables import (
     checkpoint_table,
     clock,
+    phase_table,
     quarantine_tables,
     ratio,
     safe,
     share_table,
     skipped_tables,
+    source_table,
     stage_table,
+    start_table,
 )
 
 
@@ -49,9 +53,12 @@ def render(run: Run) -> str:
         f"<h1>{name}</h1>",
         _summary(run),
         _section("Stages", stage_table(run)),
+        _section("Starts and layouts", start_table(run)),
+        _section("Held-out answers", answers_section(run.answers)),
         _section("Curves", run_charts(run)),
         _section("Loss by domain", domain_charts(run)),
-        _section("Data", share_table(run)),
+        _section("Data", source_table(run) + share_table(run)),
+        _section("Time and memory", phase_table(run)),
         _section("Checkpoints on disk", checkpoint_table(run)),
         _section("Skipped steps", skipped_tables(run.skipped)),
         _section("Quarantined samples", quarantine_tables(run.quarantine)),
@@ -107,9 +114,15 @@ def _progress(run: Run) -> list[str]:
         f"The reweighted loss went from {losses[0]:.4f} to <b>{losses[-1]:.4f}</b>." if losses else "",
         f"The last held-out loss is {held_out[-1]:.4f}." if held_out else "",
         _whereabouts(run),
+        _restarts(run),
         f"Steps skipped: {run.skipped.total:,}; failed uses of samples: {short(failed)}; "
         f"samples left out: {short(left_out)}.",
     ]
+
+
+def _restarts(run: Run) -> str:
+    jobs = sum(start.get("job_begins") is True for start in run.starts)
+    return f"It was started {jobs:,} times." if jobs > 1 else ""
 
 
 def _whereabouts(run: Run) -> str:

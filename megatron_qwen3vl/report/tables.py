@@ -6,10 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
+from pathlib import Path
 
 from megatron_qwen3vl.report.chart import short
-from megatron_qwen3vl.report.files import LISTED, Listing, Run, StageLog, planned_steps, whole
+from megatron_qwen3vl.report.files import LISTED, Listing, Run, StageLog, number, planned_steps, whole
 
+MOST_STARTS = 50
+AXES = ("dp", "tp", "pp", "vpp", "cp", "ep", "etp", "vision_dp")
+PHASES = ("data", "model", "optimizer")
 LONGEST_TEXT = 300  # characters of a reason or a key
 STAGE_HEADS = (
     "stage",
@@ -107,6 +111,73 @@ def share_table(run: Run) -> str:
         return ""
     heads = ("domain", *(escape(log.name) for log in run.stages), "tokens with loss")
     return table(heads, rows) + note("Share of the tokens that carry a loss, by stage.")
+
+
+def source_table(run: Run) -> str:
+    """Of all tokens read: what the mixture asks of each source and what it gave, by stage."""
+    logs = [log for log in run.stages if log.source_tokens]
+    asked = {log.name: _asked(run, log.name) for log in logs}
+    rows = []
+    for name in sorted({name for log in logs for name in log.source_tokens}):
+        cells = []
+        for log in logs:
+            given = ratio(log.source_tokens.get(name, 0.0), sum(log.source_tokens.values()))
+            wanted = number(asked[log.name].get(name))
+            cells.append(f"{percent(wanted)} / {percent(given)}" if name in log.source_tokens else "–")
+        rows.append((safe(name), *cells, short(sum(log.source_tokens.get(name, 0.0) for log in logs))))
+    heads = ("source", *(escape(log.name) for log in logs), "tokens")
+    remark = "Share of the tokens read, visual ones included: asked by the mixture / given. Each lane keeps its shares "
+    return table(heads, rows) + note(remark + "within one longest sample, so a short stage may differ.") if rows else ""
+
+
+def _asked(run: Run, stage: str) -> dict:
+    """The shares of the stage's last start."""
+    found = [start.get("shares") for start in run.starts if start.get("stage") == stage]
+    return found[-1] if found and isinstance(found[-1], dict) else {}
+
+
+def start_table(run: Run) -> str:
+    """Each job that began or went on, and where."""
+    rows = [
+        (
+            safe(start.get("time")),
+            f"{safe(start.get('stage'))} step {safe(start.get('step'))}",
+            "a job begins" if start.get("job_begins") is True else "the same job goes on",
+            _layout(start.get("layout"), start.get("device")),
+            safe(Path(str(start["checkpoint"])).name) if start.get("checkpoint") else "–",
+        )
+        for start in run.starts[-MOST_STARTS:]
+    ]
+    heads = ("time", "from", "", "layout", "checkpoint")
+    more = note(f"The last {MOST_STARTS} of {len(run.starts):,}.") if len(run.starts) > MOST_STARTS else ""
+    return table(heads, rows, left=range(5)) + more if rows else ""
+
+
+def _layout(layout: object, device: object) -> str:
+    """What differs from one process: ``4 processes (cuda): dp 2, tp 2``."""
+    if not isinstance(layout, dict):
+        return "–"
+    size = whole(layout.get("world_size"))
+    axes = [f"{axis} {layout[axis]}" for axis in AXES if whole(layout.get(axis)) > 1]
+    count = f"{size:,} process{'es' if size != 1 else ''}"
+    return safe(f"{count} on {device}" + (f": {', '.join(axes)}" if axes else ""))
+
+
+def phase_table(run: Run) -> str:
+    """Where the time of each stage went."""
+    rows = []
+    for log in run.stages:
+        seconds, saving = log.total("seconds"), log.total("save_seconds")
+        parts = [log.total(f"{phase}_seconds") for phase in PHASES]
+        if not sum(parts):
+            continue
+        shares = [percent(ratio(part, seconds)) for part in (*parts, seconds - sum(parts))]
+        memory = max(log.finite("memory_bytes"), default=math.nan) / 2**30
+        rows.append((escape(log.name), clock(seconds), *shares, clock(saving), f"{short(memory)} GiB"))
+    heads = ("stage", "time", "waiting for data", "forward and backward", "optimizer", "rest", "saving", "memory")
+    remark = "Of the steps' time, on the rank that writes. Saving comes on top: copying and handing over. Memory is "
+    remark += "that rank's peak: tensors on CUDA, else its resident set."
+    return table(heads, rows) + note(remark) if rows else ""
 
 
 def checkpoint_table(run: Run) -> str:

@@ -23,7 +23,7 @@ ALLOWED = {
     "data": BELOW_MODEL,
     "convert": BELOW_MODEL | {"model"},
     "recipes": {"data", "config", "errors", "batch"},
-    "report": {"config", "errors"},
+    "report": {"data", "config", "errors", "batch"},
     "train": BELOW_MODEL | {"model", "data", "convert", "report"},
     "demo": BELOW_MODEL | {"model", "data", "convert", "recipes", "train"},
     "sweep": {"config", "errors"},

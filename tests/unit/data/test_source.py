@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from megatron_qwen3vl.batch import IGNORE
 from megatron_qwen3vl.data.index import build_index
-from megatron_qwen3vl.data.inspect import inspect_path
+from megatron_qwen3vl.data.inspect import as_text, holdings, open_path
 from megatron_qwen3vl.data.shards import write_shard
 from megatron_qwen3vl.data.vision import VisionLimits, decode, image_grid, make_patches
 from megatron_qwen3vl.errors import UserError
@@ -189,7 +189,7 @@ def test_inspect_page(tmp_path: Path) -> None:
     found = source(tmp_path)
     (tmp_path / "mix.yaml").write_text("sources: [{name: first, shards: data, weight: 1}]")
     for path in (tmp_path / "data", tmp_path / "mix.yaml"):
-        page = inspect_path(path, T, LIMITS, model())
+        page = as_text([holdings(held, VISION) for held in open_path(path, T, LIMITS, model())[0]], [])
         flat = " ".join(page.split())
         assert "samples 2" in flat and f"tokens {found.lengths.sum()}" in flat and "visual tokens 4" in flat
         assert "ocr 1" in flat and "cannot be used 1" in flat and "missing member 'content' or 'messages'" in flat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import shutil
@@ -76,7 +77,52 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
 def test_curves_have_every_stage(tmp_path: Path) -> None:
     page = see(write_run(tmp_path / "run"))
     labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
-    assert labels == ["Loss", "Gradient norm", "Learning rate", "Tokens per second", "ocr", "text"]
+    first = ["Loss", "Gradient norm", "Learning rate", "Tokens per second", "Padding, share of positions"]
+    assert labels == [*first, "ocr", "text"]
+
+
+def with_everything(run: Path, name: str = "web") -> None:
+    """Phases, sources, starts and answers, as a run of today leaves them; ``name`` wherever data names something."""
+    more = {"vision_balance": 1.5, "data_seconds": 0.05, "model_seconds": 0.25, "optimizer_seconds": 0.1}
+    more |= {"save_seconds": 0.25, "memory_bytes": 3 * 2**30, "sources": {name: 25, "b": 75}}
+    row = {**metrics_row("s0", 1), **more}
+    row["domains"] = {name: {"loss": 2.0, "token_loss": 3.0, "loss_tokens": 5}}
+    write_lines(run / "metrics.jsonl", [row, {**row, "step": 2}])
+    start = {"time": name, "job_begins": True, "stage": "s0", "step": 0, "checkpoint": None, "device": name}
+    start |= {"layout": {"world_size": 4, "dp": 2, "tp": 2, "sp": False}, "shares": {name: 0.5, "b": 0.5}}
+    write_lines(run / "starts.jsonl", [start, {**start, "step": 1, "checkpoint": f"/x/{name}"}])
+    picture = base64.b64encode(b"\x89PNG").decode()
+    sample = {"task": name, "picture": picture, "question": name, "right": name, "model": name, "correct": True}
+    odd = [{"picture": name}, {"picture": "AAAA" * 100_000, "correct": [1]}, 7, {"task": 3, "correct": False}]
+    score = {"task": name, "measure": name, "own": 0.825, "exchanged": 0.01, "questions": 500}
+    (run / "demo.json").write_text(json.dumps({"scores": [score, None, {}], "samples": [sample, *odd]}))
+
+
+def test_phases_sources_starts_and_answers(tmp_path: Path) -> None:
+    with_everything(write_run(tmp_path / "run"))
+    page = see(tmp_path / "run")
+    first, second = page.table("source")
+    assert (first["source"], first["s0"], first["tokens"]) == ("b", "50.0 % / 75.0 %", "150")
+    assert (second["source"], second["s0"]) == ("web", "50.0 % / 25.0 %")
+    starts = page.table("time")
+    assert [row["from"] for row in starts] == ["s0 step 0", "s0 step 1"] and starts[1]["checkpoint"] == "web"
+    assert starts[0]["layout"] == "4 processes on web: dp 2, tp 2" and "It was started 2 times." in page.text
+    score = page.table("task")[0]
+    assert (score["its own picture"], score["another's picture"], score["questions"]) == ("0.825", "0.01", "500")
+    phases = next(table for table in page.tables if "waiting for data" in table[0])[1]
+    assert phases == ["s0", "0m01s", "10.0 %", "50.0 %", "20.0 %", "20.0 %", "0m00s", "3 GiB"]
+    pictures = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert pictures == ["data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()]
+    drawn = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    more = {"Seconds of a step", "Peak memory of the writing rank, GiB", "Busiest rank in the ViT over the mean"}
+    assert more <= set(drawn)
+
+
+def test_what_a_run_of_today_leaves_is_escaped(tmp_path: Path) -> None:
+    with_everything(write_run(tmp_path / "run"), HOSTILE)
+    page = see(tmp_path / "run")
+    assert "script" not in {tag for tag, _ in page.tags} and page.text.count(HOSTILE) > 10
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
 
 
 def test_everything_from_data_is_escaped(tmp_path: Path) -> None:
@@ -127,7 +173,7 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
 
 def test_a_single_step(tmp_path: Path) -> None:
     write_lines(tmp_path / "metrics.jsonl", [metrics_row("s0", 1)])
-    assert [tag for tag, _ in see(tmp_path).tags].count("svg") == 6
+    assert [tag for tag, _ in see(tmp_path).tags].count("svg") == 7
 
 
 def test_a_run_without_a_single_loss(tmp_path: Path) -> None:
