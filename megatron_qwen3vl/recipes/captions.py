@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from megatron_qwen3vl.recipes.photos import PHOTOS, load_photo, random_crop
 from megatron_qwen3vl.recipes.record import Record, conversation, document, image, jpeg, text
 from megatron_qwen3vl.recipes.shapes import draw_figures
 
+DULL = ("a", "an", "the", "of", "with", "and", "at", "picture")
+
 
 @dataclass(frozen=True)
 class CaptionSettings:
@@ -19,6 +22,7 @@ class CaptionSettings:
     figures: tuple[float, ...]  # shares of pictures with 1, 2, ... figures
     plain_share: float  # pictures without figures, whose caption names the subject only
     conversation_share: float
+    alt_text_share: float  # of the conversations, how many give a careless alternative text as a hint
     pages_share: float  # documents of several pictures, each followed by its caption
     pages: int  # pictures of such a document
 
@@ -35,6 +39,14 @@ def scene(rng: np.random.Generator, settings: CaptionSettings, held_out: bool) -
     return jpeg(pixels), scene_sentence([thing(f.name, f.row, f.column) for f in figures], PHOTOS[name]), False
 
 
+def alt_text(rng: np.random.Generator, caption: str) -> str:
+    """What a page says of its picture: a few words of the truth, in no sentence, with a file's name or number."""
+    words = [word for word in re.findall(r"\w+", caption.lower()) if word not in DULL]
+    kept = sorted(rng.permutation(len(words))[: int(rng.integers(1, 4))])
+    tail = ("", ".jpg", f" ({int(rng.integers(1, 100))})")[int(rng.integers(0, 3))]
+    return f"Alt text: {' '.join(words[i] for i in kept)}{tail}\n"
+
+
 def build(settings: CaptionSettings, count: int, held_out: bool, seed: int) -> Iterator[Record]:
     for number in range(count):
         rng = np.random.default_rng([seed, held_out, number])
@@ -47,7 +59,8 @@ def build(settings: CaptionSettings, count: int, held_out: bool, seed: int) -> I
         file, caption, plain = scene(rng, settings, held_out)
         domain = "knowledge" if plain else "caption"
         if rng.random() < settings.conversation_share:
-            body = conversation([([image("0.jpg"), text(DESCRIBE)], caption)], domain)
+            hint = alt_text(rng, caption) if rng.random() < settings.alt_text_share else ""
+            body = conversation([([image("0.jpg"), text(hint + DESCRIBE)], caption)], domain)
         else:
             body = document([image("0.jpg"), text(caption)], domain)
         yield Record(key, body, {"0.jpg": file})
