@@ -5,7 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 # shellcheck disable=SC2046  # one name a word
-bash launch/data.sh $(sed -n 's|.*\.\./built/\([a-z0-9_]*\)/.*|\1|p' data_recipes/mixtures/*.yaml | sort -u)
+bash launch/data.sh $(sed -n 's|.*\.\./built/\([a-z0-9_]*\)/.*|\1|p' data_recipes/mixtures/{s[0-3],held_out}.yaml | sort -u)
 run_dir=runs/demo
 for argument in "$@"; do
     case "$argument" in run.dir=*) run_dir="${argument#run.dir=}" ;; esac

@@ -74,7 +74,7 @@ class Experts(MegatronModule):
                 replica_id=(0, 0, self.groups.expt_dp.rank()),
                 prepend_axis_num=before,
             )
-            for name, parameter in (("linear_fc1", self.linear_fc1.data), ("linear_fc2", self.linear_fc2.data))
+            for name, parameter in (("linear_fc1", self.linear_fc1), ("linear_fc2", self.linear_fc2))
         }
 
 
