@@ -17,7 +17,7 @@ table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums
 th,td{padding:.25rem .7rem .25rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}
 th{color:var(--soft);font-weight:600;white-space:nowrap}
 td{min-width:3rem;max-width:36rem;overflow-wrap:anywhere}
-td:first-child{min-width:6.5rem}
+td:not(.n){min-width:6.5rem}
 td.n,th.n{text-align:right;white-space:nowrap}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,27rem),1fr));gap:1.2rem}
 .small{grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr))}
@@ -42,7 +42,7 @@ svg path.b3{fill:var(--three);opacity:.16}
 .share span{position:relative}
 pre{overflow-x:auto;font-size:.8rem;line-height:1.35}
 summary{cursor:pointer}
-.answers{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,13rem),1fr));gap:1rem}
+.answers{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,9.5rem),1fr));gap:1rem}
 .answers figure{border:1px solid var(--rule);border-radius:.3rem;padding:.5rem}
 .answers img{display:block;max-width:100%;max-height:14rem;min-width:6rem;height:auto;margin-bottom:.3rem}
 dl{margin:.3rem 0;font-size:.87rem}dl div{display:flex;gap:.5rem}

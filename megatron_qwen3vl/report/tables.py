@@ -140,7 +140,7 @@ def start_table(run: Run) -> str:
     """Each job that began or went on, and where."""
     rows = [
         (
-            safe(start.get("time")),
+            safe(str(start.get("time")).replace("T", " ").removesuffix("+00:00")),
             f"{safe(start.get('stage'))} step {safe(start.get('step'))}",
             "a job begins" if start.get("job_begins") is True else "the same job goes on",
             _layout(start.get("layout"), start.get("device")),
@@ -148,7 +148,7 @@ def start_table(run: Run) -> str:
         )
         for start in run.starts[-MOST_STARTS:]
     ]
-    heads = ("time", "from", "", "layout", "checkpoint")
+    heads = ("time (UTC)", "from", "", "layout", "checkpoint")
     more = note(f"The last {MOST_STARTS} of {len(run.starts):,}.") if len(run.starts) > MOST_STARTS else ""
     return table(heads, rows, left=range(5)) + more if rows else ""
 

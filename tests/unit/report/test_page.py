@@ -104,7 +104,7 @@ def test_phases_sources_starts_and_answers(tmp_path: Path) -> None:
     first, second = page.table("source")
     assert (first["source"], first["s0"], first["tokens"]) == ("b", "50.0 % / 75.0 %", "150")
     assert (second["source"], second["s0"]) == ("web", "50.0 % / 25.0 %")
-    starts = page.table("time")
+    starts = page.table("time (UTC)")
     assert [row["from"] for row in starts] == ["s0 step 0", "s0 step 1"] and starts[1]["checkpoint"] == "web"
     assert starts[0]["layout"] == "4 processes on web: dp 2, tp 2" and "It was started 2 times." in page.text
     score = page.table("task")[0]
