@@ -25,7 +25,7 @@ ALLOWED = {
     "recipes": {"data", "config", "errors", "batch"},
     "report": {"data", "config", "errors", "batch"},
     "train": BELOW_MODEL | {"model", "data", "convert", "report"},
-    "demo": BELOW_MODEL | {"model", "data", "convert", "recipes", "train"},
+    "demo": BELOW_MODEL | {"model", "data", "convert", "recipes", "train", "report"},
     "sweep": {"config", "errors"},
     "cli": BELOW_MODEL | {"model", "data", "convert", "recipes", "train", "report", "sweep"},
     "__main__": {"cli"},
