@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from checkpoint_layouts import Hop, drift, reading, run_hops, run_origins, unequal
 from layout_parity import layout, make_steps
 from spawn import run_ranks
@@ -19,24 +20,31 @@ LAYOUTS = {
     "pp2": layout(pp=2),
     "uneven": layout(pp=2, pipeline_layers=(5, 1)),
     "interleaved": layout(pp=2, vpp=2),
+    "ep2": layout(ep=2),
+    "etp2": layout(tp=2, sp=True, etp=2),
 }
-ORIGINS = ("cp2", "uneven")
-PAIRS = [("cp2", "tp2"), ("cp2", "uneven"), ("cp2", "cp2"), ("uneven", "pp2"), ("uneven", "interleaved")]
+# By model: (saved in, loaded in); the first pair's source also loads weights alone, which must show.
+PAIRS = {
+    "dense_tied": [("cp2", "tp2"), ("cp2", "uneven"), ("cp2", "cp2"), ("uneven", "pp2"), ("uneven", "interleaved")],
+    "moe": [("ep2", "etp2"), ("ep2", "ep2"), ("etp2", "ep2")],
+}
 
 
-def test_a_checkpoint_moves_between_layouts(tmp_path: Path) -> None:
-    model = ref.model_config("dense_tied")
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_checkpoint_moves_between_layouts(kind: str, tmp_path: Path) -> None:
+    model = ref.model_config(kind)
     twin = ref.transformers_model(model)
     weights = ref.ours_from_transformers({n: t.detach().clone() for n, t in twin.state_dict().items()}, model)
     steps = make_steps(model, twin, 4)
-    hops = [Hop(source, target, LAYOUTS[target]) for source, target in PAIRS]
-    hops.append(Hop("cp2", "cp2", LAYOUTS["cp2"], without_moments=True))
-    origins = {name: LAYOUTS[name] for name in ORIGINS}
+    hops = [Hop(source, target, LAYOUTS[target]) for source, target in PAIRS[kind]]
+    first = hops[0].source
+    control = Hop(first, first, LAYOUTS[first], without_moments=True)
+    origins = {hop.source: LAYOUTS[hop.source] for hop in hops}
     run_ranks(run_origins, 2, 2, str(tmp_path), model, weights, steps, origins, timeout=300.0)
-    run_ranks(run_hops, 2, 2, str(tmp_path), model, weights, steps, hops, timeout=300.0)
+    run_ranks(run_hops, 2, 2, str(tmp_path), model, weights, steps, [*hops, control], timeout=300.0)
     with reading():
-        for hop in hops[:-1]:
+        for hop in hops:
             assert unequal(hop.folder(tmp_path), tmp_path / hop.source) == [], hop
             limit = 0.0 if hop.source == hop.target else 1e-6
             assert drift(hop.folder(tmp_path), tmp_path / hop.source).within(limit), hop
-        assert drift(hops[-1].folder(tmp_path), tmp_path / "cp2").weights > 1e-4
+        assert drift(control.folder(tmp_path), tmp_path / first).weights > 1e-4
