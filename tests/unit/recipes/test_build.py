@@ -88,7 +88,8 @@ def media_of(body: dict) -> list[str]:
     assert set(body) in ({"content", "domain"}, {"messages", "domain"})
     contents = [body["content"]] if "content" in body else [m["content"] for m in body["messages"]]
     parts = [part for content in contents if isinstance(content, list) for part in content]
-    return [m for part in parts for m in ([part["image"]] if part["type"] == "image" else part.get("frames", []))]
+    named = [part for part in parts if part["type"] != "text"]
+    return [name for part in named for name in ([part[part["type"]]] if part["type"] in part else part["frames"])]
 
 
 def test_rebuilding_leaves_nothing_of_the_old(tmp_path: Path) -> None:
