@@ -1,8 +1,8 @@
 """Pictures of a number among words, at random places of a screen of characters, to be read: what the demonstration must
 learn to see.
 
-As on a terminal each character fills one cell of a grid. A cell of 16 pixels is a patch of the ViT. Where characters lie
-across the borders of patches, a small model needs far more samples (docs/demonstration.md).
+As on a terminal each character fills one cell of a grid. A cell of 16 pixels is a patch of the ViT. Where characters
+lie across the borders of patches, a small model needs far more samples (docs/demonstration.md).
 
 Numbers of three digits and more belong to one split by their digits: no held-out number is ever drawn for training.
 """
