@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from layout_parity import Difference, Weights, backward, compare, errors, layout, make_steps, start
+from layout_parity import Difference, Weights, backward, compare, errors, gather_gradients, layout, make_steps, start
 from spawn import run_ranks
 
 from megatron_qwen3vl.config.schema import ModelConfig, ParallelConfig
@@ -52,6 +52,7 @@ def differences(
     for parallel in layouts:
         running = start(world_size, model, parallel, weights, aux_coefficient=coefficient)
         backward(running, cases, PACKS)
+        gather_gradients(running.chunks)
         found = {n: compare(n, p, p.main_grad, expected[n], running.marks) for n, p in running.named}
         aux = aux_loss(model.text_config, PACKS // running.groups.dp_size)
         results.append((found, aux, expert_load(running.chunks, model.text_config, running.groups)))
