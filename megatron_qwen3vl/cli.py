@@ -32,13 +32,11 @@ usage: megatron-qwen3vl COMMAND ...
   data build RECIPE OUT                   make shards from a domain recipe
   data index PATH [key=value ...]         index existing tar files
   data inspect PATH [--html FILE] [key=value ...]
-                                          what a shard folder, a domain or a mixture holds and how it
-                                          packs; a page with packs as the model gets them
+                                          what shards or a mixture hold; a page of packs as the model gets them
   data frames PATH OUT [--fps 2] [--max-frames 768] [--side PIXELS]
                                           shards or a folder with video files -> shards of sampled frames
   data sheet SHARDS OUT.png               a picture of some of the samples that shards hold
-  data tokenizer SOURCE OUT               Qwen's tokenizer from its public vocabulary: a qwen.tiktoken,
-                                          a wheel that holds it, or pypi:dashscope to fetch that wheel
+  data tokenizer SOURCE OUT               Qwen's: from a qwen.tiktoken, a wheel with it, or pypi:dashscope
   report RUN_DIR                          one HTML page about a run
 
 `pretrain --help` and `evaluate --help` list every key with its default. The same command runs under

@@ -140,7 +140,7 @@ def test_splits_share_no_scene(tmp_path: Path) -> None:
             }
             for split in ("train", "held_out")
         ]
-        assert not facts[0] & facts[1] and min(map(len, facts)) > 50
+        assert not facts[0] & facts[1] and min(map(len, facts)) > 10  # a name has few scenes on its grid
 
 
 def test_the_recipes_are_for_the_demonstrations_size() -> None:
