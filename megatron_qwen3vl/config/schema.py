@@ -86,6 +86,26 @@ class ParallelConfig:
     bucket_size: int | None  # weights per message of these two; null: megatron-core's choice
 
 
+# No axis, nothing recomputed and nothing to overlap with.
+ONE_PROCESS = ParallelConfig(
+    tp=1,
+    pp=1,
+    vpp=1,
+    pipeline_layers=None,
+    visual_share=0.5,
+    cp=1,
+    ep=1,
+    etp=1,
+    sp=False,
+    cp_exchange="auto",
+    vision_dp=1,
+    recompute="none",
+    vision_recompute="none",
+    overlap=False,
+    bucket_size=None,
+)
+
+
 @dataclass(frozen=True)
 class ParallelOverride:
     """A stage's own layout; null inherits from ``parallel``."""

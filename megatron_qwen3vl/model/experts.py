@@ -95,6 +95,7 @@ def single_expert(name: str, stacked: torch.nn.Parameter, index: int) -> tuple[s
     )
     if stacked.grad is not None:
         view.grad = of(stacked.grad)
+    # megatron-core's gradient buffer: only what is wrapped and trainable has one.
     if hasattr(stacked, "main_grad"):
         view.main_grad = of(stacked.main_grad)  # type: ignore[attr-defined]
     return f"{experts}.local_experts.{index}.{kind}.weight", view

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_qwen3vl.config.schema import LossConfig, ModelConfig, ParallelConfig
+from megatron_qwen3vl.config.schema import ONE_PROCESS, LossConfig, ModelConfig
 from megatron_qwen3vl.convert.config import read_config
 from megatron_qwen3vl.convert.hf import export_hf, load_hf, refuse_used
 from megatron_qwen3vl.convert.names import NameTable
@@ -27,23 +27,6 @@ from megatron_qwen3vl.parallel.layout import Layout
 from megatron_qwen3vl.train.checkpoint import is_checkpoint, load_checkpoint, read_state
 from megatron_qwen3vl.train.saving import save_checkpoint
 
-_WHOLE = ParallelConfig(
-    tp=1,
-    pp=1,
-    vpp=1,
-    pipeline_layers=None,
-    visual_share=0.5,
-    cp=1,
-    ep=1,
-    etp=1,
-    sp=False,
-    cp_exchange="auto",
-    vision_dp=1,
-    recompute="none",
-    vision_recompute="none",
-    overlap=False,
-    bucket_size=None,
-)
 _NO_LOSS = LossConfig(exponent=0.0, aux_coefficient=0.0, chunk_size=1)
 
 
@@ -94,7 +77,7 @@ def export_folder(checkpoint: Path, hf_dir: Path, groups: Groups) -> None:
 def _alone() -> Iterator[Groups]:
     if world_size() != 1:
         raise UserError("convert: runs on one process; start it with plain python, not torchrun or srun")
-    groups = start_groups(Layout.from_config(_WHOLE, 1), start_device("cpu"))
+    groups = start_groups(Layout.from_config(ONE_PROCESS, 1), start_device("cpu"))
     try:
         yield groups
         groups.stop()
@@ -121,7 +104,7 @@ def _stored_dtypes(hf_dir: Path, model: ModelConfig) -> dict[str, torch.dtype]:
 
 def _build(model: ModelConfig, dtypes: Mapping[str, torch.dtype], groups: Groups) -> list[Qwen3VL]:
     """The whole model, each parameter in the type of its row."""
-    chunks = build_chunks(model, _WHOLE, groups, "float32", _NO_LOSS)
+    chunks = build_chunks(model, ONE_PROCESS, groups, "float32", _NO_LOSS)
     entries = NameTable.of(model, transposed_experts=False).entries
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():  # one process: the names are those of the whole model

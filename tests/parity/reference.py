@@ -18,28 +18,19 @@ import torch
 import yaml
 
 from megatron_qwen3vl.batch import IGNORE, Batch, Document, Pack, Sample, collate
-from megatron_qwen3vl.config.schema import LossConfig, ModelConfig, ParallelConfig, TextConfig, VisionConfig
+from megatron_qwen3vl.config.schema import (
+    ONE_PROCESS,
+    LossConfig,
+    ModelConfig,
+    ParallelConfig,
+    TextConfig,
+    VisionConfig,
+)
 
 VISION_HEADS = 4
 VOCABULARY, IMAGE, VIDEO, START, END = 128, 120, 121, 122, 123
 KINDS = ("dense_tied", "dense_untied", "moe")
-PLAIN = ParallelConfig(
-    tp=1,
-    pp=1,
-    vpp=1,
-    pipeline_layers=None,
-    visual_share=0.5,
-    cp=1,
-    ep=1,
-    etp=1,
-    sp=False,
-    cp_exchange="auto",
-    vision_dp=1,
-    recompute="none",
-    vision_recompute="none",
-    overlap=True,
-    bucket_size=None,
-)
+PLAIN = dataclasses.replace(ONE_PROCESS, overlap=True)
 
 
 def loss_config(exponent: float = 0.5, aux_coefficient: float | None = 0.0, chunk_size: int = 7) -> LossConfig:
