@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_qwen3vl.data.examine import Visual, examine
-from megatron_qwen3vl.data.shards import Member, Shard, Stamp, find_shards, scan, take_stamp
+from megatron_qwen3vl.data.places import LocalPlace, Stamp
+from megatron_qwen3vl.data.shards import Member, Shard, find_shards, scan, take_stamp
 from megatron_qwen3vl.data.timestamps import from_runs, to_runs
 from megatron_qwen3vl.data.tokenizer import Tokenizer
 from megatron_qwen3vl.errors import UserError
@@ -114,7 +115,8 @@ class ShardIndex:
 
 
 def index_path(shard: Shard) -> Path:
-    return shard.path.with_name(shard.path.name + ".idx") if shard.is_tar else shard.path / ".idx"
+    assert isinstance(shard.beside, LocalPlace)
+    return shard.beside.path
 
 
 def build_index(
@@ -157,12 +159,12 @@ def get_index(shard: Shard, tokenizer: Tokenizer, cache: Path | None) -> ShardIn
     if beside.is_file() and not _is_earlier(beside):
         index = read_index(beside)
         if not _is_of(index, shard):
-            raise UserError(f"{beside} is older than its shard; run `data index {shard.path}` again")
+            raise UserError(f"{beside} is older than its shard; run `data index {shard.place.name}` again")
         if index.text_tokens(tokenizer) is not None:
             return index
     if cache is None:
         return _build(shard, tokenizer)
-    place = hashlib.sha256(os.fsencode(shard.path.resolve())).hexdigest()
+    place = hashlib.sha256(os.fsencode(shard.place.identity)).hexdigest()
     stored = cache / f"{place[:32]}-{tokenizer.fingerprint[:16]}.idx"
     try:
         index = read_index(stored)
@@ -244,7 +246,7 @@ def _build(shard: Shard, tokenizer: Tokenizer) -> ShardIndex:
         try:
             facts = examine(shard, group, tokenizer)
         except OSError as error:
-            raise UserError(f"shards: cannot read {group.key} of {shard.path}: {error.strerror}") from None
+            raise UserError(f"shards: cannot read {group.key} of {shard.place.name}: {error.strerror}") from None
         keys.add(group.key)
         for member in group.members:
             members.add(member.name)

@@ -20,6 +20,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from megatron_qwen3vl.config.paths import resource
+from megatron_qwen3vl.data.places import LocalPlace, Place, Stamp
 from megatron_qwen3vl.errors import BadSample, UserError
 
 _BLOCK = 512  # of a tar
@@ -30,12 +31,27 @@ class Shard:
     """A tar, or a folder of loose files. ``name`` is its path inside the source, without ``.tar``; a folder that is the
     source itself is named ``.``."""
 
-    path: Path
+    place: Place
     name: str
 
     @property
     def is_tar(self) -> bool:
-        return self.path.suffix == ".tar"
+        return self.place.name.endswith(".tar")
+
+    @property
+    def beside(self) -> Place:
+        """Where its index lies: ``<shard>.tar.idx``, or ``.idx`` inside the folder."""
+        return self.place.sibling(".idx") if self.is_tar else self.place.inside(".idx")
+
+    def file(self, key: str, name: str) -> Place:
+        """What a member is read from: the tar, or the loose file itself."""
+        return self.place if self.is_tar else self.place.inside(f"{key}.{name}")
+
+    @property
+    def folder(self) -> Path:
+        """Of loose files, which are local."""
+        assert isinstance(self.place, LocalPlace)
+        return self.place.path
 
 
 @dataclass(frozen=True)
@@ -59,16 +75,6 @@ class Scan:
 
     groups: tuple[Group, ...]
     damage: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """Recognises a changed shard. Equal size and time need no reading; a copied shard has another time but the same
-    digest."""
-
-    size: int
-    mtime_ns: int
-    digest: str
 
 
 def find_shards(spec: str | Sequence[str], base: Path) -> list[Shard]:
@@ -104,7 +110,7 @@ def find_shards(spec: str | Sequence[str], base: Path) -> list[Shard]:
     if problems:
         raise UserError(problems)
     root = Path(os.path.commonpath(roots))
-    return [Shard(path, _name_inside(path, root)) for path in paths]
+    return [Shard(LocalPlace(path), _name_inside(path, root)) for path in paths]
 
 
 def _how_to_get(missing: Path, base: Path) -> str:
@@ -156,23 +162,23 @@ def scan(shard: Shard) -> Scan:
             if key is not None and not PurePosixPath(key).name.startswith("."):
                 groups.setdefault(key, []).append(Member(suffix, offset, size))
     except OSError as error:
-        raise UserError(f"shards: cannot read {shard.path}: {error.strerror}") from None
+        raise UserError(f"shards: cannot read {shard.place.name}: {error.strerror}") from None
     return Scan(tuple(Group(key, tuple(members)) for key, members in groups.items()), tuple(damage))
 
 
 def _folder_members(shard: Shard) -> Iterator[tuple[str, int, int]]:
-    for path in _loose_files(shard.path):
-        yield path.relative_to(shard.path).as_posix(), 0, path.stat().st_size
+    for path in _loose_files(shard.folder):
+        yield path.relative_to(shard.folder).as_posix(), 0, path.stat().st_size
 
 
 def _tar_members(shard: Shard, damage: list[str]) -> Iterator[tuple[str, int, int]]:
     """Readable regular files. What lies between an unreadable header and the next good one goes to ``damage``."""
-    total = shard.path.stat().st_size
-    with open(shard.path, "rb") as file:
+    name_of_tar, total = shard.place.name, shard.place.size()
+    with shard.place.open() as file:
         try:
             tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
         except (tarfile.TarError, ValueError, ArithmeticError) as error:
-            damage.append(f"{shard.path}: not a readable tar, all {total} bytes lost ({error})")
+            damage.append(f"{name_of_tar}: not a readable tar, all {total} bytes lost ({error})")
             return
         while True:
             start = tar.offset
@@ -189,15 +195,15 @@ def _tar_members(shard: Shard, damage: list[str]) -> Iterator[tuple[str, int, in
                 if good is None:
                     what = f"bytes {start} to {total} cannot be read"
                     missing_end = f"ends at byte {total} without a tar's closing blocks; samples may be missing"
-                    damage.append(f"{shard.path}: {what if block else missing_end}")
+                    damage.append(f"{name_of_tar}: {what if block else missing_end}")
                     return
-                damage.append(f"{shard.path}: bytes {start} to {good} cannot be read")
+                damage.append(f"{name_of_tar}: bytes {start} to {good} cannot be read")
                 tar.offset = good
                 continue
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
             name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             if info.offset_data + info.size > total:
-                damage.append(f"{shard.path}: cut off inside {name} at byte {total}")
+                damage.append(f"{name_of_tar}: cut off inside {name} at byte {total}")
                 return
             if info.isreg() and not info.issparse():
                 yield name, info.offset_data, info.size
@@ -223,12 +229,10 @@ def read_member(shard: Shard, key: str, member: Member) -> bytes:
         BadSample: the shard ends before them.
         OSError: the file itself cannot be read. That is the machine's trouble, not the sample's.
     """
-    path = shard.path if shard.is_tar else shard.path / f"{key}.{member.name}"
-    with open(path, "rb", buffering=0) as file:
-        data = os.pread(file.fileno(), member.size, member.offset)
-    if len(data) != member.size:
-        raise BadSample(f"{path} is cut off inside {key}.{member.name}")
-    return data
+    try:
+        return shard.file(key, member.name).read(member.offset, member.size)
+    except BadSample as bad:
+        raise BadSample(f"cut off inside {key}.{member.name}: {bad}") from None
 
 
 def take_stamp(shard: Shard, known: Stamp | None = None) -> Stamp:
@@ -238,19 +242,23 @@ def take_stamp(shard: Shard, known: Stamp | None = None) -> Stamp:
         UserError: the shard cannot be read.
     """
     try:
-        files = [shard.path] if shard.is_tar else list(_loose_files(shard.path))
-        status = [path.stat() for path in files]
-        size = sum(s.st_size for s in status)
-        mtime_ns = max((s.st_mtime_ns for s in status), default=0)
-        if known is not None and (known.size, known.mtime_ns) == (size, mtime_ns):
-            return known
-        digest = hashlib.sha256()
-        for path in files:
-            digest.update(path.relative_to(shard.path).as_posix().encode("utf-8", "surrogateescape"))
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return shard.place.stamp(known) if shard.is_tar else _folder_stamp(shard.folder, known)
     except OSError as error:
-        raise UserError(f"shards: cannot read {shard.path}: {error.strerror}") from None
+        raise UserError(f"shards: cannot read {shard.place.name}: {error.strerror}") from None
+
+
+def _folder_stamp(folder: Path, known: Stamp | None) -> Stamp:
+    files = list(_loose_files(folder))
+    status = [path.stat() for path in files]
+    size = sum(s.st_size for s in status)
+    mtime_ns = max((s.st_mtime_ns for s in status), default=0)
+    if known is not None and (known.size, known.mtime_ns) == (size, mtime_ns):
+        return known
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape"))
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return Stamp(size, mtime_ns, digest.hexdigest())
 
 

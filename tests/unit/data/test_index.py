@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_qwen3vl.data.index import MAGIC, build_index, get_index, index_path, read_index
+from megatron_qwen3vl.data.places import LocalPlace
 from megatron_qwen3vl.data.shards import Shard, find_shards, scan, write_shard
 from megatron_qwen3vl.data.tokenizer import BUILT_IN, Tokenizer
 from megatron_qwen3vl.errors import UserError
@@ -34,11 +35,11 @@ SAMPLES = [
 @pytest.fixture
 def shard(tmp_path: Path) -> Shard:
     write_shard(tmp_path / "s.tar", SAMPLES)
-    return Shard(tmp_path / "s.tar", "s")
+    return Shard(LocalPlace(tmp_path / "s.tar"), "s")
 
 
 def test_holds_what_the_shard_holds(shard: Shard) -> None:
-    (index,) = build_index(shard.path, T)
+    (index,) = build_index(shard.place.path, T)
     assert [index.string("key", i) for i in range(len(index))] == [key for key, _ in SAMPLES]
     assert [index.members(i) for i in range(len(index))] == [list(group.members) for group in scan(shard).groups]
     assert index.text_tokens(T).tolist() == [len(T.encode("wörds")) + 1, 1, len(T.encode("only words")) + 1, 0, 0, 0]
@@ -55,7 +56,7 @@ def test_file_memory_and_pickle_agree(shard: Shard, tmp_path: Path) -> None:
     assert memory.path is None and sorted(p.name for p in tmp_path.iterdir()) == ["s.tar"]
     cached = get_index(shard, T, tmp_path / "cache")
     assert cached.path.parent == tmp_path / "cache" and not index_path(shard).exists()
-    built = build_index(shard.path, T)[0]
+    built = build_index(shard.place.path, T)[0]
     for index in (
         cached,
         built,
@@ -73,31 +74,31 @@ def test_cache_is_used_and_refreshed(shard: Shard, tmp_path: Path) -> None:
     first = get_index(shard, T, tmp_path / "cache").path
     made = first.stat().st_mtime_ns
     assert get_index(shard, T, tmp_path / "cache").path.stat().st_mtime_ns == made
-    write_shard(shard.path, SAMPLES[:2])
+    write_shard(shard.place.path, SAMPLES[:2])
     assert len(get_index(shard, T, tmp_path / "cache")) == 2
     first.write_bytes(b"junk")
     assert len(get_index(shard, T, tmp_path / "cache")) == 2
 
 
 def test_changed_shard_is_refused_a_copied_one_is_not(shard: Shard) -> None:
-    build_index(shard.path, T)
-    os.utime(shard.path, (1, 1))
+    build_index(shard.place.path, T)
+    os.utime(shard.place.path, (1, 1))
     assert len(get_index(shard, T, None)) == len(SAMPLES)
-    write_shard(shard.path, SAMPLES[:-1])
+    write_shard(shard.place.path, SAMPLES[:-1])
     with pytest.raises(UserError, match="data index .* again"):
         get_index(shard, T, None)
-    build_index(shard.path, T)
+    build_index(shard.place.path, T)
     assert len(get_index(shard, T, None)) == len(SAMPLES) - 1
 
 
 def test_counts_of_several_tokenizers_live_together(shard: Shard, tmp_path: Path) -> None:
-    build_index(shard.path, T)
+    build_index(shard.place.path, T)
     assert get_index(shard, OTHER, None).path is None, "counted now, in memory"
-    build_index(shard.path, OTHER)
+    build_index(shard.place.path, OTHER)
     for tokenizer_ in (T, OTHER):
         assert get_index(shard, tokenizer_, None).path == index_path(shard)
-    write_shard(shard.path, SAMPLES[:3])
-    (index,) = build_index(shard.path, OTHER)
+    write_shard(shard.place.path, SAMPLES[:3])
+    (index,) = build_index(shard.place.path, OTHER)
     assert index.text_tokens(T) is None, "counts of another state of the shard are gone"
 
 
@@ -115,7 +116,7 @@ def test_plain_folder_keeps_its_index_inside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "magic", "header", "empty", "header length"])
 def test_damaged_index_is_named(shard: Shard, damage: str) -> None:
-    build_index(shard.path, T)
+    build_index(shard.place.path, T)
     path = index_path(shard)
     data = path.read_bytes()
     damaged = {
@@ -139,4 +140,4 @@ def test_a_file_twice_in_a_sample_is_named(tmp_path: Path) -> None:
             info = tarfile.TarInfo("0.txt")
             info.size = 1
             tar.addfile(info, io.BytesIO(b"x"))
-    assert "twice" in get_index(Shard(tmp_path / "s.tar", "s"), T, None).reason(0)
+    assert "twice" in get_index(Shard(LocalPlace(tmp_path / "s.tar"), "s"), T, None).reason(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from megatron_qwen3vl.data.places import LocalPlace
 from megatron_qwen3vl.data.shards import Shard, find_shards, read_member, scan, take_stamp, write_shard
 from megatron_qwen3vl.errors import BadSample, UserError
 
@@ -22,7 +23,7 @@ def content(shard: Shard) -> dict[str, dict[str, bytes]]:
 def test_what_is_written_is_read_by_us_and_by_webdataset(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     assert write_shard(path, SAMPLES) == 5
-    shard = Shard(path, "a")
+    shard = Shard(LocalPlace(path), "a")
     assert content(shard) == dict(SAMPLES) and scan(shard).damage == ()
     theirs = {
         s["__key__"]: {"json": s["json"], "0.jpg": s["0.jpg"]}
@@ -58,7 +59,7 @@ def test_foreign_tar(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = 3
             tar.addfile(info, io.BytesIO(b"abc"))
-    shard = Shard(tmp_path / "a.tar", "a")
+    shard = Shard(LocalPlace(tmp_path / "a.tar"), "a")
     assert {key: sorted(files) for key, files in content(shard).items()} == {
         "d/0": ["1.jpg", "json"],
         "d/1": ["json"],
@@ -84,11 +85,11 @@ def test_a_cut_tar_keeps_its_readable_part(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "a.tar"
     write_shard(path, SAMPLES)
     path.write_bytes(path.read_bytes()[:cut])
-    found = scan(Shard(path, "a"))
+    found = scan(Shard(LocalPlace(path), "a"))
     whole = dict(SAMPLES)
     for group in found.groups:
         for member in group.members:
-            assert read_member(Shard(path, "a"), group.key, member) == whole[group.key][member.name]
+            assert read_member(Shard(LocalPlace(path), "a"), group.key, member) == whole[group.key][member.name]
     assert len(found.groups) == len([n for n in range(5) if 2560 * n + 1536 - 300 <= cut]) or cut in (100, 1300)
     assert len(found.damage) == 1 and str(path) in found.damage[0] and str(cut) in found.damage[0]
 
@@ -97,16 +98,16 @@ def test_overwritten_header_loses_only_its_own_file(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     write_shard(path, SAMPLES)
     data = bytearray(path.read_bytes())
-    second = scan(Shard(path, "a")).groups[1].members[0].offset - 512
+    second = scan(Shard(LocalPlace(path), "a")).groups[1].members[0].offset - 512
     data[second : second + 512] = os.urandom(512)
     path.write_bytes(data)
-    found = scan(Shard(path, "a"))
+    found = scan(Shard(LocalPlace(path), "a"))
     assert [g.key for g in found.groups] == [key for key, _ in SAMPLES]
     assert [m.name for m in found.groups[1].members] == ["json"]  # 0.jpg, the first, is lost
     assert found.damage == (f"{path}: bytes {second} to {second + 512 + 1024} cannot be read",)
     data[second + 1536 :] = bytes([7]) * (len(data) - second - 1536)
     path.write_bytes(data)
-    found = scan(Shard(path, "a"))
+    found = scan(Shard(LocalPlace(path), "a"))
     assert [g.key for g in found.groups] == ["000"]
     assert found.damage == (f"{path}: bytes {second} to {len(data)} cannot be read",)
 
@@ -114,17 +115,17 @@ def test_overwritten_header_loses_only_its_own_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"\x1f\x8b" + b"x" * 2000, b"no tar at all"])
 def test_no_tar_at_all_is_damage_not_a_crash(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(data)
-    found = scan(Shard(tmp_path / "a.tar", "a"))
+    found = scan(Shard(LocalPlace(tmp_path / "a.tar"), "a"))
     assert found.groups == () and len(found.damage) == 1
 
 
 def test_a_shard_cut_after_it_was_scanned_gives_a_bad_sample(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     write_shard(path, SAMPLES)
-    (*_, last) = scan(Shard(path, "a")).groups
+    (*_, last) = scan(Shard(LocalPlace(path), "a")).groups
     os.truncate(path, 2000)
     with pytest.raises(BadSample, match="cut off"):
-        read_member(Shard(path, "a"), last.key, last.members[0])
+        read_member(Shard(LocalPlace(path), "a"), last.key, last.members[0])
 
 
 def test_specs(tmp_path: Path) -> None:
@@ -172,11 +173,11 @@ def test_built_in_data_that_is_not_built_says_how(tmp_path: Path, monkeypatch: p
 
 def test_stamp_recognises_changes_and_copies(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", SAMPLES)
-    shard = Shard(tmp_path / "a.tar", "a")
+    shard = Shard(LocalPlace(tmp_path / "a.tar"), "a")
     stamp = take_stamp(shard)
-    os.utime(shard.path, (1, 1))
+    os.utime(shard.place.path, (1, 1))
     assert take_stamp(shard).digest == stamp.digest
-    data = bytearray(shard.path.read_bytes())
+    data = bytearray(shard.place.path.read_bytes())
     data[600] ^= 1
-    shard.path.write_bytes(data)
+    shard.place.path.write_bytes(data)
     assert take_stamp(shard, stamp).digest != stamp.digest
