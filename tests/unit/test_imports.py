@@ -23,11 +23,12 @@ ALLOWED = {
     "data": BELOW_MODEL,
     "convert": BELOW_MODEL | {"model"},
     "recipes": {"data", "config", "errors", "batch"},
+    "importers": {"recipes", "data", "config", "errors", "batch"},
     "report": {"data", "config", "errors", "batch"},
     "train": BELOW_MODEL | {"model", "data", "convert", "report"},
     "demo": BELOW_MODEL | {"model", "data", "convert", "recipes", "train", "report"},
     "sweep": {"config", "errors"},
-    "cli": BELOW_MODEL | {"model", "data", "convert", "recipes", "train", "report", "sweep"},
+    "cli": BELOW_MODEL | {"model", "data", "convert", "recipes", "importers", "train", "report", "sweep"},
     "__main__": {"cli"},
     "__init__": set(),
 }
