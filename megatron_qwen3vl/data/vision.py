@@ -155,16 +155,26 @@ def image_size(data: bytes) -> tuple[int, int]:
     Raises:
         BadSample: not a JPEG, PNG or WebP, or so large that decoding it would fill the memory.
     """
+    height, width, orientation = stored_size(data)
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def stored_size(data: bytes) -> tuple[int, int, int]:
+    """(height, width) as stored and the EXIF orientation, 1 to 8, by which ``decode`` turns them; from the header.
+
+    Raises:
+        BadSample: as ``image_size``.
+    """
     image = _open(data)
     width, height = image.size
     try:
         # Pillow decodes a whole PNG to look for EXIF behind the pixels; the chunk's name tells whether there is any.
         if image.format == "PNG" and not any(mark in data for mark in _PNG_ORIENTATION_MARKS):
-            return height, width
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return height, width, 1
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception as error:  # Pillow's parsers raise anything on hostile files
         raise BadSample(f"image has unreadable EXIF: {error}") from error
-    return (width, height) if turned else (height, width)
+    return height, width, orientation if orientation in range(1, 9) else 1
 
 
 def decode(data: bytes) -> np.ndarray:
