@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from webdataset import TarWriter
 from webdataset.shardlists import expand_urls
@@ -21,9 +19,8 @@ from webdataset.tariterators import base_plus_ext
 
 from megatron_qwen3vl.config.paths import resource
 from megatron_qwen3vl.data.places import LocalPlace, Place, Stamp
+from megatron_qwen3vl.data.tar_headers import tar_members
 from megatron_qwen3vl.errors import BadSample, UserError
-
-_BLOCK = 512  # of a tar
 
 
 @dataclass(frozen=True)
@@ -173,53 +170,9 @@ def _folder_members(shard: Shard) -> Iterator[tuple[str, int, int]]:
 
 def _tar_members(shard: Shard, damage: list[str]) -> Iterator[tuple[str, int, int]]:
     """Readable regular files. What lies between an unreadable header and the next good one goes to ``damage``."""
-    name_of_tar, total = shard.place.name, shard.place.size()
+    total = shard.place.size()
     with shard.place.open() as file:
-        try:
-            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-        except (tarfile.TarError, ValueError, ArithmeticError) as error:
-            damage.append(f"{name_of_tar}: not a readable tar, all {total} bytes lost ({error})")
-            return
-        while True:
-            start = tar.offset
-            try:
-                info = tar.next()
-            except (tarfile.TarError, ValueError, ArithmeticError):
-                info = None
-            if info is None:
-                # tarfile ends alike at the closing blocks, at a bad header and at the end of the file
-                file.seek(start)
-                if (block := file.read(_BLOCK)) == bytes(_BLOCK):
-                    return
-                good = _next_header(file, start + _BLOCK)
-                if good is None:
-                    what = f"bytes {start} to {total} cannot be read"
-                    missing_end = f"ends at byte {total} without a tar's closing blocks; samples may be missing"
-                    damage.append(f"{name_of_tar}: {what if block else missing_end}")
-                    return
-                damage.append(f"{name_of_tar}: bytes {start} to {good} cannot be read")
-                tar.offset = good
-                continue
-            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-            name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            if info.offset_data + info.size > total:
-                damage.append(f"{name_of_tar}: cut off inside {name} at byte {total}")
-                return
-            if info.isreg() and not info.issparse():
-                yield name, info.offset_data, info.size
-
-
-def _next_header(file: BinaryIO, start: int) -> int | None:
-    """Where the next block with the checksum of a tar header is, from ``start`` on."""
-    file.seek(start)
-    while len(block := file.read(_BLOCK)) == _BLOCK:
-        try:
-            tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except tarfile.TarError:
-            start += _BLOCK
-        else:
-            return start
-    return None
+        yield from tar_members(file, total, shard.place.name, damage)
 
 
 def read_member(shard: Shard, key: str, member: Member) -> bytes:

@@ -1,0 +1,15 @@
+"""What one sample may ask for, whatever its headers say. docs/security.md says why each number is what it is.
+
+Beyond a limit a sample is bad, by name; nothing of that size is ever read, decoded or tokenised.
+"""
+
+from __future__ import annotations
+
+MAX_TEXT_BYTES = 8 << 20  # of a .json or .txt: tokenising the worst text of that size takes 2.6 GB and 24 s
+MAX_IMAGE_BYTES = 512 << 20
+MAX_VIDEO_BYTES = 4 << 30
+MAX_PARTS = 65_536  # texts, images and frames of one sample
+MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own first level: 1 GB while an image is decoded and resized
+MAX_FRAME_PIXELS = 8192 * 4320
+MAX_FRAMES = 1_000_000  # of a video file: 9 hours at 30 frames per second
+MAX_EXTENDED_BYTES = 1 << 20  # of a tar's extended header: a name of that length is no name
