@@ -30,6 +30,8 @@ usage: megatron-qwen3vl COMMAND ...
   convert import HF_DIR OUT               Hugging Face folder -> training checkpoint
   convert export CHECKPOINT HF_DIR        training checkpoint -> Hugging Face folder
   data build RECIPE OUT                   make shards from a domain recipe
+  data import FORMAT SOURCE OUT [key=value ...]
+                                          shards from a public data set as it is on disk; --help lists the formats
   data index PATH [key=value ...]         index existing tar files
   data inspect PATH [--html FILE] [key=value ...]
                                           what shards or a mixture hold; a page of packs as the model gets them
@@ -134,6 +136,7 @@ def _data(arguments: list[str]) -> int:
     actions = {
         "build": _data_build,
         "frames": _data_frames,
+        "import": _data_import,
         "index": _data_index,
         "inspect": _data_inspect,
         "sheet": _data_sheet,
@@ -155,6 +158,12 @@ def _data_build(arguments: list[str]) -> int:
         print(f"{out}/{split.name}: {split.samples:,} samples, {len(split.shards)} shards, {size}")
         _index([f"{out}/{split.name}"])
     return DONE
+
+
+def _data_import(arguments: list[str]) -> int:
+    from megatron_qwen3vl.importers.command import import_command
+
+    return import_command(arguments, _data_index)
 
 
 def _data_index(arguments: list[str]) -> int:
