@@ -32,7 +32,8 @@ usage: megatron-qwen3vl COMMAND ...
   data build RECIPE OUT                   make shards from a domain recipe
   data import FORMAT SOURCE OUT [key=value ...]
                                           shards from a public data set as it is on disk; --help lists the formats
-  data index PATH [key=value ...]         index existing tar files
+  data index PATH [--workers N] [key=value ...]
+                                          index existing tar files, in as many processes as there are cores
   data inspect PATH [--html FILE] [key=value ...]
                                           what shards or a mixture hold; a page of packs as the model gets them
   data frames PATH OUT [--fps 2] [--max-frames 768] [--side PIXELS]
@@ -156,7 +157,7 @@ def _data_build(arguments: list[str]) -> int:
     for split in build(find_path(recipe), Path(out), _show_progress):
         size = f"{split.num_bytes / 1e6:.1f} MB"
         print(f"{out}/{split.name}: {split.samples:,} samples, {len(split.shards)} shards, {size}")
-        _index([f"{out}/{split.name}"])
+        _index([f"{out}/{split.name}"], 1)  # a built domain has few shards: starting processes would take longer
     return DONE
 
 
@@ -167,16 +168,40 @@ def _data_import(arguments: list[str]) -> int:
 
 
 def _data_index(arguments: list[str]) -> int:
-    _index(arguments)
+    usage = "usage: megatron-qwen3vl data index PATH [--workers N] [key=value ...]"
+    words = [word for a in arguments for word in (a.split("=", 1) if a.startswith("--workers=") else [a])]
+    workers = None
+    if "--workers" in words:
+        place = words.index("--workers")
+        value = "".join(words[place + 1 : place + 2])
+        if not value.isdecimal() or int(value) < 1:
+            raise UserError([f"data index --workers: {value!r} must be a number of processes, at least 1", usage])
+        workers = int(value)
+        del words[place : place + 2]
+    _index(words, workers)
     return DONE
 
 
-def _index(arguments: list[str]) -> None:
+def _index(arguments: list[str], workers: int | None) -> None:
     path, ingredients, _ = _shards_and_tokenizer("data index", arguments)
 
-    from megatron_qwen3vl.data.index import build_index
+    from megatron_qwen3vl.data.indexing import count_shards, index_shards
+    from megatron_qwen3vl.data.processes import available_cores
+    from megatron_qwen3vl.data.progress import ShardProgress
 
-    build_index(path, ingredients.tokenizer, lambda name, done, planned: print(f"{done}/{planned} {name}", flush=True))
+    with ShardProgress(f"data index {path}", count_shards(path)) as progress:
+        results = index_shards(path, ingredients.tokenizer, workers or available_cores(), progress.advance)
+    done = [result for result in results if result.problem is None]
+    made = [result for result in done if result.made]
+    kept = f" ({len(done) - len(made)} were current)" if len(made) < len(done) else ""
+    samples, unusable = sum(result.samples for result in done), sum(result.unusable for result in done)
+    cost = f"{sum(result.num_bytes for result in done):,} bytes, {sum(r.cpu_seconds for r in made):.1f} CPU s"
+    print(f"{path}: {len(done)} shards indexed{kept}, {samples:,} samples, {unusable:,} cannot be used; {cost}")
+    for line in [line for result in done for line in result.damage][:MAX_LINES]:
+        print(f"damaged: {line}", file=sys.stderr)
+    problems = [result.problem for result in results if result.problem is not None]
+    if problems:
+        raise UserError(problems)
 
 
 def _data_inspect(arguments: list[str]) -> int:

@@ -62,15 +62,31 @@ Piece = Text | Visual
 
 @dataclass(frozen=True)
 class Composition:
-    """``domain`` is None where the sample names none (its source's name then stands for it)."""
+    """``domain`` is None where the sample names none (its source's name then stands for it). A document, other than a
+    conversation, may be divided where it is too long."""
 
     pieces: tuple[Piece, ...]
     domain: str | None
+    is_document: bool
 
     @property
     def num_text_tokens(self) -> int:
         """All tokens but the visual spans with their markers and timestamps."""
         return sum(len(piece.ids) for piece in self.pieces if isinstance(piece, Text))
+
+    def text_marks(self) -> tuple[list[int], list[int]]:
+        """Text tokens before each image and video; and before each place where a document's text part ends and
+        another begins."""
+        count, before, breaks = 0, [], []
+        last = len(self.pieces) - 1  # of a document: what closes it, which is no part
+        for number, piece in enumerate(self.pieces):
+            if not isinstance(piece, Text):
+                before.append(count)
+                continue
+            if self.is_document and 0 < number < last and isinstance(self.pieces[number - 1], Text):
+                breaks.append(count)
+            count += len(piece.ids)
+        return before, breaks
 
     @property
     def visuals(self) -> list[Visual]:
@@ -111,7 +127,7 @@ def compose(record: Record, tokenizer: Tokenizer) -> Composition:
         pieces = _conversation(tree["messages"], record.names, tokenizer)
     else:
         raise BadSample("missing member 'content' or 'messages'")
-    return Composition(tuple(pieces), domain)
+    return Composition(tuple(pieces), domain, "content" in tree)
 
 
 def _compose_caption(record: Record, pictures: list[str], tokenizer: Tokenizer) -> Composition:
@@ -124,7 +140,7 @@ def _compose_caption(record: Record, pictures: list[str], tokenizer: Tokenizer) 
         raise BadSample("no content: .txt is empty")
     pieces: list[Piece] = [Picture(name) for name in pictures]
     pieces += [Text(tokenizer.encode(text), True), Text([tokenizer.endoftext], True)]
-    return Composition(tuple(pieces), None)
+    return Composition(tuple(pieces), None, True)
 
 
 def _parse_json(data: bytes) -> dict[str, Any]:

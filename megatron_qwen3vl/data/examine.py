@@ -49,10 +49,17 @@ class Visual:
 
 @dataclass(frozen=True)
 class Facts:
-    """A sample that cannot be used has a ``reason`` and no length."""
+    """A sample that cannot be used has a ``reason`` and no length.
+
+    ``text_before``: text tokens before each image and video; ``text_breaks``: before each place where two text parts
+    of a document meet without an image between.
+    """
 
     text_tokens: int
+    text_before: list[int]
+    text_breaks: list[int]
     visuals: list[Visual]
+    is_document: bool
     domain: str | None
     reason: str | None
 
@@ -70,8 +77,11 @@ def examine(shard: Shard, group: Group, tokenizer: Tokenizer) -> Facts:
         composition = compose(read_record(shard, group.key, group.members), tokenizer)
         visuals = [_look_at(visual, shard, group.key, files) for visual in composition.visuals]
     except BadSample as bad:
-        return Facts(0, [], None, str(bad))
-    return Facts(composition.num_text_tokens, visuals, composition.domain, None)
+        return Facts(0, [], [], [], True, None, str(bad))
+    before, breaks = composition.text_marks()
+    return Facts(
+        composition.num_text_tokens, before, breaks, visuals, composition.is_document, composition.domain, None
+    )
 
 
 def _look_at(visual: Picture | Video | VideoFile, shard: Shard, key: str, files: Mapping[str, Member]) -> Visual:

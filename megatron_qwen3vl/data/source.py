@@ -14,7 +14,8 @@ from megatron_qwen3vl.batch import IGNORE, Sample
 from megatron_qwen3vl.config.schema import ModelConfig, SourceConfig
 from megatron_qwen3vl.data.compose import Composition, Video, VideoFile, compose
 from megatron_qwen3vl.data.examine import read_record
-from megatron_qwen3vl.data.index import ShardIndex, get_index
+from megatron_qwen3vl.data.index import ShardIndex
+from megatron_qwen3vl.data.indexing import get_index
 from megatron_qwen3vl.data.render import render, video_stamps
 from megatron_qwen3vl.data.sampling import Sampling
 from megatron_qwen3vl.data.shards import Member, Shard, find_shards, read_member
@@ -36,10 +37,14 @@ class Source:
         domains: of all samples that can be used.
         damage: a line for each part of a shard that cannot be read.
         limits: of its pictures and videos.
+        slice_size: neighbouring samples that a lane gets together (shuffle.Order).
     """
 
-    def __init__(self, name: str, shards: Sequence[Shard], indexes: Sequence[ShardIndex], rules: Rules) -> None:
+    def __init__(
+        self, name: str, shards: Sequence[Shard], indexes: Sequence[ShardIndex], rules: Rules, slice_size: int
+    ) -> None:
         self.name = name
+        self.slice_size = slice_size
         self._shards = list(shards)
         self._indexes = list(indexes)
         self._rules = rules
@@ -167,8 +172,7 @@ class Source:
     def _measure(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """Lengths and patches of a shard's samples, int32 [n] each."""
         index, rules = self._indexes[shard], self._rules
-        counted = index.text_tokens(rules.tokenizer)
-        assert counted is not None, "get_index gives an index for this tokenizer"
+        counted = index.counts("text_tokens", rules.tokenizer)
         starts = index.arrays["visual_starts"]
         owners = np.repeat(np.arange(len(index)), np.diff(starts))
         frames, stamps = self._sampled(index, owners)
@@ -256,4 +260,4 @@ def open_source(
     limits = limits.override(config.min_pixels, config.max_pixels)
     sampling = Sampling(config.fps, config.max_frames, sequence_length)
     rules = Rules(tokenizer, limits, model.vision_config, config.timestamps, sampling)
-    return Source(config.name, shards, indexes, rules)
+    return Source(config.name, shards, indexes, rules, config.slice)

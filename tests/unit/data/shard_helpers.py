@@ -3,11 +3,15 @@
 import io
 import json
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from megatron_qwen3vl.config.schema import ModelConfig, SourceConfig, TextConfig, VisionConfig
+from megatron_qwen3vl.data.index import ShardIndex, index_path, read_index
+from megatron_qwen3vl.data.indexing import index_shards
+from megatron_qwen3vl.data.shards import find_shards
 from megatron_qwen3vl.data.source import Source, open_source
 from megatron_qwen3vl.data.tokenizer import BUILT_IN, Tokenizer
 from megatron_qwen3vl.data.vision import VisionLimits
@@ -79,3 +83,10 @@ def video_part(*frames: str, fps: float = 2.0) -> dict[str, object]:
 def source(folder, shards="data", limits: VisionLimits = LIMITS, cache=None, **settings) -> Source:
     config = SourceConfig(name="src", shards=shards, weight=1.0, **settings)
     return open_source(config, folder, tokenizer(), limits, model(), cache)
+
+
+def build_indexes(path: Path, tokenizer_: Tokenizer) -> list[ShardIndex]:
+    """``data index PATH`` in this process, and what it wrote."""
+    results = index_shards(path, tokenizer_, 1, lambda samples: None)
+    assert [result.problem for result in results if result.problem] == []
+    return [read_index(index_path(shard)) for shard in find_shards(str(path), Path("/"))]

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_qwen3vl.data.index import MAGIC, build_index, get_index, index_path, read_index
+from megatron_qwen3vl.data.index import MAGIC, index_path, read_index
+from megatron_qwen3vl.data.indexing import get_index, index_shards
 from megatron_qwen3vl.data.places import LocalPlace
 from megatron_qwen3vl.data.shards import Shard, find_shards, scan, write_shard
 from megatron_qwen3vl.data.tokenizer import BUILT_IN, Tokenizer
 from megatron_qwen3vl.errors import UserError
-from tests.unit.data.shard_helpers import document, image_part, picture, tokenizer, video_part
+from tests.unit.data.shard_helpers import build_indexes, document, image_part, picture, tokenizer, video_part
 
 T = tokenizer()
 OTHER = Tokenizer((BUILT_IN / "tokenizer.json").read_text("utf-8") + "\n")  # counts alike, but is another file
@@ -39,10 +40,12 @@ def shard(tmp_path: Path) -> Shard:
 
 
 def test_holds_what_the_shard_holds(shard: Shard) -> None:
-    (index,) = build_index(shard.place.path, T)
+    (index,) = build_indexes(shard.place.path, T)
     assert [index.string("key", i) for i in range(len(index))] == [key for key, _ in SAMPLES]
     assert [index.members(i) for i in range(len(index))] == [list(group.members) for group in scan(shard).groups]
-    assert index.text_tokens(T).tolist() == [len(T.encode("wörds")) + 1, 1, len(T.encode("only words")) + 1, 0, 0, 0]
+    words, only = len(T.encode("wörds")), len(T.encode("only words"))
+    assert index.counts("text_tokens", T).tolist() == [words + 1, 1, only + 1, 0, 0, 0]
+    assert index.counts("text_before", T).tolist() == [words, 0] and not len(index.counts("text_breaks", T))
     assert index.arrays["visual_sizes"].reshape(-1, 2).tolist() == [[20, 30], [8, 9]]
     assert index.arrays["visual_frames"].tolist() == [0, 3] and index.arrays["visual_fps"].tolist() == [0, 4]
     assert [index.domain(i) for i in range(3)] == ["ocr", None, None]
@@ -56,7 +59,7 @@ def test_file_memory_and_pickle_agree(shard: Shard, tmp_path: Path) -> None:
     assert memory.path is None and sorted(p.name for p in tmp_path.iterdir()) == ["s.tar"]
     cached = get_index(shard, T, tmp_path / "cache")
     assert cached.path.parent == tmp_path / "cache" and not index_path(shard).exists()
-    built = build_index(shard.place.path, T)[0]
+    built = build_indexes(shard.place.path, T)[0]
     for index in (
         cached,
         built,
@@ -81,32 +84,33 @@ def test_cache_is_used_and_refreshed(shard: Shard, tmp_path: Path) -> None:
 
 
 def test_changed_shard_is_refused_a_copied_one_is_not(shard: Shard) -> None:
-    build_index(shard.place.path, T)
+    build_indexes(shard.place.path, T)
     os.utime(shard.place.path, (1, 1))
     assert len(get_index(shard, T, None)) == len(SAMPLES)
     write_shard(shard.place.path, SAMPLES[:-1])
     with pytest.raises(UserError, match="data index .* again"):
         get_index(shard, T, None)
-    build_index(shard.place.path, T)
+    build_indexes(shard.place.path, T)
     assert len(get_index(shard, T, None)) == len(SAMPLES) - 1
 
 
 def test_counts_of_several_tokenizers_live_together(shard: Shard, tmp_path: Path) -> None:
-    build_index(shard.place.path, T)
+    build_indexes(shard.place.path, T)
     assert get_index(shard, OTHER, None).path is None, "counted now, in memory"
-    build_index(shard.place.path, OTHER)
+    build_indexes(shard.place.path, OTHER)
     for tokenizer_ in (T, OTHER):
         assert get_index(shard, tokenizer_, None).path == index_path(shard)
     write_shard(shard.place.path, SAMPLES[:3])
-    (index,) = build_index(shard.place.path, OTHER)
-    assert index.text_tokens(T) is None, "counts of another state of the shard are gone"
+    (index,) = build_indexes(shard.place.path, OTHER)
+    assert not index.has_counts(T), "counts of another state of the shard are gone"
 
 
 def test_plain_folder_keeps_its_index_inside(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("words")
-    seen: list[tuple[str, int, int]] = []
-    build_index(tmp_path, T, lambda *step: seen.append(step))
-    assert seen == [(".", 1, 1)] and (tmp_path / ".idx").is_file()
+    seen: list[int] = []
+    (result,) = index_shards(tmp_path, T, 1, seen.append)
+    assert seen == [1] and (result.name, result.made, result.samples) == (".", True, 1)
+    assert (tmp_path / ".idx").is_file()
     (shard,) = find_shards(str(tmp_path), Path("/"))
     assert len(get_index(shard, T, None)) == 1
     (tmp_path / "y.txt").write_text("more")
@@ -116,7 +120,7 @@ def test_plain_folder_keeps_its_index_inside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "magic", "header", "empty", "header length"])
 def test_damaged_index_is_named(shard: Shard, damage: str) -> None:
-    build_index(shard.place.path, T)
+    build_indexes(shard.place.path, T)
     path = index_path(shard)
     data = path.read_bytes()
     damaged = {

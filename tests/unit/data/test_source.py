@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_qwen3vl.batch import IGNORE
-from megatron_qwen3vl.data.index import build_index
 from megatron_qwen3vl.data.inspect import as_text, holdings, open_path
 from megatron_qwen3vl.data.shards import write_shard
 from megatron_qwen3vl.data.vision import VisionLimits, decode, image_grid, make_patches
@@ -18,6 +17,7 @@ from megatron_qwen3vl.errors import UserError
 from tests.unit.data.shard_helpers import (
     LIMITS,
     VISION,
+    build_indexes,
     document,
     image_part,
     model,
@@ -141,7 +141,7 @@ def test_shard_exchanged_after_opening_never_changes_the_plan(tmp_path: Path) ->
 def test_travels_to_other_processes_as_paths(tmp_path: Path) -> None:
     many = [(f"{number:04d}", {"txt": b"some words"}) for number in range(2000)]
     fill(tmp_path, many)
-    build_index(tmp_path / "data", T)
+    build_indexes(tmp_path / "data", T)
     found = source(tmp_path)
     packed = pickle.dumps(found)
     assert len(packed) < len(pickle.dumps(T)) + 2000 * 8 + 4000
@@ -152,7 +152,7 @@ def test_travels_to_other_processes_as_paths(tmp_path: Path) -> None:
 
 def test_plans_without_opening_media(tmp_path: Path) -> None:
     fill(tmp_path, [("0", {"json": document(image_part("0.png")), "0.png": picture(64, 64)})])
-    build_index(tmp_path / "data", T)
+    build_indexes(tmp_path / "data", T)
     shard = tmp_path / "data" / "0.tar"
     expected = source(tmp_path).lengths.tolist()
     times = shard.stat().st_atime_ns, shard.stat().st_mtime_ns
@@ -175,7 +175,7 @@ def test_all_problems_of_a_source_are_named(tmp_path: Path) -> None:
         source(tmp_path, shards="nowhere.tar")
     for name in ("0.tar", "1.tar"):
         fill(tmp_path, [("0", {"txt": b"words"})], name)
-    build_index(tmp_path / "data", T)
+    build_indexes(tmp_path / "data", T)
     for name in ("0.tar", "1.tar"):
         fill(tmp_path, [("0", {"txt": b"other words"})], name)
     with pytest.raises(UserError) as error:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from megatron_qwen3vl.config.schema import SourceConfig
-from megatron_qwen3vl.data.index import MAGIC, build_index, get_index, read_index
+from megatron_qwen3vl.data.index import MAGIC, read_index
+from megatron_qwen3vl.data.indexing import get_index
 from megatron_qwen3vl.data.loader import Loader, LoaderConfig, PackCost
 from megatron_qwen3vl.data.sampling import MOST_FRAMES, Sampling, spread, wanted_frames
 from megatron_qwen3vl.data.shards import find_shards, scan, write_shard
@@ -23,7 +24,17 @@ from megatron_qwen3vl.data.timestamps import from_runs, group_times, to_runs
 from megatron_qwen3vl.data.video import decode_frames, probe
 from megatron_qwen3vl.data.vision import VisionLimits
 from megatron_qwen3vl.errors import BadSample
-from tests.unit.data.shard_helpers import LIMITS, VISION, document, model, picture, source, tokenizer, video_part
+from tests.unit.data.shard_helpers import (
+    LIMITS,
+    VISION,
+    build_indexes,
+    document,
+    model,
+    picture,
+    source,
+    tokenizer,
+    video_part,
+)
 from tests.unit.data.video_files import RATES, encode, encode_sound, number_of, shown_times, uneven
 
 T = tokenizer()
@@ -66,7 +77,7 @@ def test_stamps_are_the_true_times_of_the_frames_shown(tmp_path: Path, name: str
     assert len(shown) == len(stamps_of(sample.input_ids)) >= 6
     means = [(truth[first] + truth[second]) / 2 for first, second in shown]
     np.testing.assert_allclose(stamps_of(sample.input_ids), means, atol=0.05 + 1e-6)
-    (visual,) = build_index(tmp_path / "data", T)[0].visuals(0)
+    (visual,) = build_indexes(tmp_path / "data", T)[0].visuals(0)
     (plan,) = show_all([visual], Rules(T, LIMITS, VISION, "seconds", Sampling(3, None, None)))
     half = min(np.diff(truth)) / 2
     np.testing.assert_allclose(group_times(plan.times, 2), means, atol=half)
@@ -161,7 +172,7 @@ def test_the_index_knows_all_times(tmp_path: Path) -> None:
     data = encode(**FILES["variable"])
     listed = {**video_part("0.png", "1.png"), "times": [0.1, 7 / 3]}
     fill(tmp_path, {"json": document(FILE, listed), "0.mp4": data, "0.png": picture(8, 8), "1.png": picture(8, 8)})
-    (index,) = build_index(tmp_path / "data", T)
+    (index,) = build_indexes(tmp_path / "data", T)
     file, frames = index.visuals(0)
     assert (file.height, file.width, file.frames, file.is_file) == (48, 64, 90, True)
     np.testing.assert_allclose(file.times, np.array(uneven(90)) / 1000, atol=1e-4)
@@ -170,12 +181,12 @@ def test_the_index_knows_all_times(tmp_path: Path) -> None:
 
 def test_an_index_without_video_files_is_made_again(tmp_path: Path) -> None:
     fill(tmp_path, {"json": document(FILE, "x"), "0.mp4": encode(20)})
-    build_index(tmp_path / "data", T)
+    build_indexes(tmp_path / "data", T)
     path = tmp_path / "data/0.tar.idx"
     path.write_bytes(b"MQ3VIDX1" + path.read_bytes()[len(MAGIC) :])
     (shard,) = find_shards("data", tmp_path)
     assert get_index(shard, T, None).path is None and source(tmp_path).lengths[0] > 0
-    build_index(tmp_path / "data", T)
+    build_indexes(tmp_path / "data", T)
     assert read_index(path).path == path
 
 
@@ -252,7 +263,7 @@ def test_a_decode_failure_changes_neither_packs_nor_resuming(tmp_path: Path) -> 
     """Two runs over the same index, of which one meets pictures that have been overwritten since."""
     films = [{"json": document(FILE, f"film {number}"), "0.mp4": encode(30 + 10 * number)} for number in range(5)]
     fill(tmp_path, *films, *({"txt": b"some words %d" % number} for number in range(5)))
-    build_index(tmp_path / "data", T)
+    build_indexes(tmp_path / "data", T)
     tar = tmp_path / "data/0.tar"
     (shard,) = find_shards("data", tmp_path)
     (member,) = [m for g in scan(shard).groups for m in g.members if (g.key, m.name) == ("2", "0.mp4")]
