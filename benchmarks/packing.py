@@ -31,6 +31,8 @@ def lengths_of(sequence_length: int, count: int, seed: int) -> np.ndarray:
 class Lengths:
     """A source that has lengths and nothing else."""
 
+    slice_size = 1
+
     def __init__(self, name: str, lengths: np.ndarray) -> None:
         self.name, self.lengths, self.patches = name, lengths, lengths
 

@@ -281,6 +281,7 @@ class SourceConfig:
     timestamps: str = "mixed"  # seconds, clock, mixed
     fps: float = 2.0  # frames a second taken from a video file
     max_frames: int | None = None  # of a video file; None: as the stage's sequence length allows
+    slice: int = 1  # neighbouring samples that a lane gets together
 
 
 @dataclass(frozen=True)

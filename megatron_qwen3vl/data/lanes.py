@@ -3,8 +3,8 @@
 A stage has V = global_batch_size lanes; lane l gives one pack to every global batch. Its stream is a pure function of
 (seed, stage, lane) and the sources, so every rank can plan every lane, and neither ranks nor workers matter.
 
-    source  : an endless sequence of turns g = 0, 1, 2, ...: sample permutation_epoch[g % n], epoch = g // n
-    lane l  : takes the turns l, l + V, l + 2V, ... of every source; `taken` counts them
+    source  : an endless sequence of slices, in every epoch each slice once in an order of its own (shuffle.Order)
+    lane l  : takes the slices l, l + V, l + 2V, ... of every source; `taken` counts its turns, one sample each
     mixing  : the next sample comes from the source that must be drawn soonest to keep its share of this lane's tokens
     packing : samples wait until `lookahead` tokens do, then packing.py chooses one pack
 
@@ -24,11 +24,12 @@ import numpy as np
 
 from megatron_qwen3vl.batch import Sample
 from megatron_qwen3vl.data.packing import choose_pack
-from megatron_qwen3vl.data.shuffle import Shuffle
+from megatron_qwen3vl.data.shuffle import Order
 from megatron_qwen3vl.errors import UserError
 
 _BLOCK = 256  # turns looked up at once, fewer when lanes x sources are many
 _LOOKED_UP = 1 << 20  # turns held by all lanes together
+_SURVEYED = 1 << 20  # lengths read at once: they may be mapped from files larger than the memory
 
 
 class SampleSource(Protocol):
@@ -36,6 +37,9 @@ class SampleSource(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def slice_size(self) -> int: ...  # neighbouring samples that one lane gets together
 
     @property
     def lengths(self) -> np.ndarray: ...  # int32 [n] tokens; <= 0 cannot be used
@@ -74,9 +78,9 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class LaneState:
-    """``waiting`` in order of arrival: (source, turn of this lane); lane l's turn k of a source is its g = l + k V."""
+    """``waiting`` in order of arrival: (source, turn of this lane); ``Order.index`` says which sample a turn is."""
 
-    taken: tuple[int, ...]  # turns taken, per source
+    taken: tuple[int, ...]  # turns taken, per source, those without a usable sample included
     tokens: tuple[int, ...]  # tokens drawn, per source, since the weights last changed
     waiting: tuple[tuple[int, int], ...]
 
@@ -104,9 +108,12 @@ class Mixture:
         self.num_lanes = num_lanes
         self.sequence_length = sequence_length
         self.block = max(16, min(_BLOCK, _LOOKED_UP // (num_lanes * len(self.sources))))
-        self._shuffles = [Shuffle.of(seed, stage, source.name, len(source)) for source in sources]
-        self.num_left_out = [int(self._unusable(source.lengths).sum()) for source in sources]
-        self.num_tokens = [int(source.lengths.clip(min=0).sum(dtype=np.int64)) for source in sources]
+        self._orders = [
+            Order.of(seed, stage, source.name, len(source), source.slice_size, num_lanes) for source in sources
+        ]
+        surveys = [self._survey(source) for source in sources]
+        self.num_left_out = [left_out for left_out, _, _ in surveys]
+        self.num_tokens = [tokens for _, tokens, _ in surveys]
         problems = [
             self._nothing_usable(source)
             for source, left_out in zip(sources, self.num_left_out, strict=True)
@@ -114,26 +121,48 @@ class Mixture:
         ]
         if problems:
             raise UserError(problems)
-        longest = max(int(source.lengths[~self._unusable(source.lengths)].max()) for source in sources)
+        longest = max(longest for _, _, longest in surveys)
         # in units of (all shares) tokens, and up to one factor common to all sources: only compared with one another
         self.latest = longest * self.all_shares
         self.inverse_shares = [lcm(*self.shares) // share for share in self.shares]
 
     def look_up(self, lane: int, source: int, first: int, count: int) -> tuple[list[int], list[int]]:
-        """Indices and lengths of a lane's turns first .. first + count - 1 of a source; length 0 where unusable."""
-        turns = lane + self.num_lanes * np.arange(first, first + count, dtype=np.int64)
-        index = self._shuffles[source].index(turns)
-        lengths = np.asarray(self.sources[source].lengths[index])
-        return index.tolist(), np.where(self._unusable(lengths), 0, lengths).tolist()
+        """Indices and lengths of a lane's turns first .. first + count - 1 of a source; length 0 where unusable.
 
-    def in_first_epoch(self, lane: int, source: int, turn: int) -> bool:
-        return lane + self.num_lanes * turn < len(self.sources[source])
+        The index is ``len(source)`` where a turn has no sample at all.
+        """
+        index = self._orders[source].index(lane, np.arange(first, first + count, dtype=np.int64))
+        num_samples = len(self.sources[source])
+        lengths = np.asarray(self.sources[source].lengths[np.minimum(index, num_samples - 1)])
+        return index.tolist(), np.where(self._unusable(lengths) | (index == num_samples), 0, lengths).tolist()
+
+    def is_new(self, lane: int, source: int, turn: int, index: int) -> bool:
+        """Whether this turn is the first one of a sample."""
+        return index < len(self.sources[source]) and self._orders[source].epoch(lane, turn) == 0
+
+    def epochs(self, lanes: Sequence[LaneState]) -> dict[str, float]:
+        """Per source, how often its samples have been drawn, those that still wait included."""
+        return {
+            source.name: sum(lane.taken[number] for lane in lanes) / self._orders[number].turns_per_epoch
+            for number, source in enumerate(self.sources)
+        }
 
     def left_out(self, source: int, index: int) -> LeftOut:
         found = self.sources[source]
         length = int(found.lengths[index])
         too_long = f"{length} tokens, more than the sequence_length of {self.sequence_length}"
         return LeftOut(found.name, found.key(index), too_long if length > 0 else found.reason(index))
+
+    def _survey(self, source: SampleSource) -> tuple[int, int, int]:
+        """How many samples cannot be used, the tokens of all, and those of the longest that can."""
+        left_out = tokens = longest = 0
+        for start in range(0, len(source), _SURVEYED):
+            lengths = np.asarray(source.lengths[start : start + _SURVEYED])
+            unusable = self._unusable(lengths)
+            left_out += int(unusable.sum())
+            tokens += int(lengths.clip(min=0).sum(dtype=np.int64))
+            longest = max(longest, int(np.where(unusable, 0, lengths).max()))
+        return left_out, tokens, longest
 
     def _unusable(self, lengths: np.ndarray) -> np.ndarray:
         return (lengths <= 0) | (lengths > self.sequence_length)
@@ -236,5 +265,5 @@ class Lane:
                 self._tokens[source] += length
                 self._wait(source, turn, index, length)
                 return length
-            if mixture.in_first_epoch(self._number, source, turn):
+            if mixture.is_new(self._number, source, turn, index):
                 left_out.append(mixture.left_out(source, index))

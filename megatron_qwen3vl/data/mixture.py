@@ -5,7 +5,8 @@ sources:
   - {name: text, shards: [text-0.tar, text-1.tar], weight: 0.4}
 
 Optional for a source: ``min_pixels``, ``max_pixels`` (of an image), ``timestamps`` (seconds, clock, mixed), ``fps``,
-``max_frames`` (taken from a video file). ``weight`` is the source's share of tokens; only proportions matter.
+``max_frames`` (taken from a video file), ``slice`` (neighbouring samples that a lane gets together: 1 on a disk, 16
+behind an address). ``weight`` is the source's share of tokens; only proportions matter.
 ``shards`` is relative to the folder of the file.
 """
 
@@ -22,8 +23,10 @@ import yaml
 from megatron_qwen3vl.config.schema import MixtureConfig, SourceConfig
 from megatron_qwen3vl.errors import UserError
 
-_KEYS = ("name", "shards", "weight", "min_pixels", "max_pixels", "timestamps", "fps", "max_frames")
+_KEYS = ("name", "shards", "weight", "min_pixels", "max_pixels", "timestamps", "fps", "max_frames", "slice")
 _FEWEST_FRAMES, _HIGHEST_FPS = 4, 1000
+# an address is read in ranges; with more, shuffling suffers and little is won (docs/data_flow.md)
+_SLICE_OF_ADDRESS, _LONGEST_SLICE = 16, 65_536
 _TIMESTAMPS = ("seconds", "clock", "mixed")
 # a sample's key is SOURCE/SHARD/KEY
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -67,6 +70,7 @@ def _source(entry: Mapping[str, Any]) -> SourceConfig:
         timestamps=entry.get("timestamps", "mixed"),
         fps=float(entry.get("fps", 2.0)),
         max_frames=entry.get("max_frames"),
+        slice=entry.get("slice", _SLICE_OF_ADDRESS if _has_address(shards) else 1),
     )
 
 
@@ -95,7 +99,14 @@ def _problems(entry: object) -> list[str]:
         problems.append(f".fps: {fps!r} must be a number of frames a second greater than 0")
     if most is not None and (type(most) is not int or most < _FEWEST_FRAMES):
         problems.append(f".max_frames: {most!r} must be an integer of at least {_FEWEST_FRAMES}, or null")
+    size = entry.get("slice", 1)
+    if type(size) is not int or not 1 <= size <= _LONGEST_SLICE:
+        problems.append(f".slice: {size!r} must be an integer of 1 to {_LONGEST_SLICE} samples")
     return problems
+
+
+def _has_address(shards: str | list[str]) -> bool:
+    return any("://" in shard for shard in ([shards] if isinstance(shards, str) else shards))
 
 
 def _are_shards(value: object) -> bool:

@@ -19,7 +19,13 @@ VERSION = 1
 def encode(mixture: Mixture, lanes: Sequence[LaneState]) -> dict[str, Any]:
     """JSON-able; a few hundred bytes a lane, independent of the position."""
     sources = [
-        {"name": source.name, "weight": weight, "samples": len(source), "tokens": num_tokens}
+        {
+            "name": source.name,
+            "weight": weight,
+            "samples": len(source),
+            "tokens": num_tokens,
+            "slice": source.slice_size,
+        }
         for source, weight, num_tokens in zip(mixture.sources, mixture.weights, mixture.num_tokens, strict=True)
     ]
     return {
@@ -37,17 +43,25 @@ def encode(mixture: Mixture, lanes: Sequence[LaneState]) -> dict[str, Any]:
 def decode(state: Mapping[str, Any], mixture: Mixture) -> tuple[list[LaneState], list[str]]:
     """The lanes' states for this mixture, and a sentence for each thing that changed since the state was written.
 
-    Raises UserError where going on has no meaning: another seed, stage, sequence_length or number of lanes.
+    Raises UserError where going on has no meaning: another seed, stage, sequence_length, number of lanes, or slice of a
+    source.
     """
     now = {"version": VERSION, "seed": mixture.seed, "stage": mixture.stage, "sequence_length": mixture.sequence_length}
     problems = [f"{key}: {value!r} cannot go on from data state with {state[key]!r}" for key, value in now.items()
                 if state[key] != value]  # fmt: skip
     if len(state["lanes"]) != mixture.num_lanes:
         problems.append(f"global_batch_size: {mixture.num_lanes} cannot go on from a state of {len(state['lanes'])}")
+    before = {source["name"]: place for place, source in enumerate(state["sources"])}
+    problems += [
+        f"source {source.name}: slice: {source.slice_size} cannot go on from data state with {old}, the lanes' turns "
+        f"would be other samples; write slice: {old} into the mixture, or rename the source to begin it afresh"
+        for source in mixture.sources
+        if source.name in before
+        and (old := state["sources"][before[source.name]].get("slice", 1)) != source.slice_size
+    ]
     if problems:
         raise UserError(problems)
 
-    before = {source["name"]: place for place, source in enumerate(state["sources"])}
     changes = []
     goes_on: dict[int, int] = {}  # number of a source in the state -> its number now
     for number, source in enumerate(mixture.sources):

@@ -15,6 +15,7 @@ class FakeSource:
     name: str
     lengths: np.ndarray
     behaviour: dict[int, str] = field(default_factory=dict)  # index -> fail, short, raise, die, sleep, patches
+    slice_size: int = 1
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -247,3 +248,19 @@ def test_another_seed_or_number_of_lanes_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         changed(mixture_of(A, weights=[1]), mixture_of(A, weights=[1], num_lanes=4, seed=1))
     assert [line.split(":")[0] for line in caught.value.problems] == ["seed", "global_batch_size"]
+
+
+def test_another_slice_is_refused_and_a_state_from_before_slices_goes_on() -> None:
+    plain, sliced = mixture_of(A, B, weights=[1, 1]), mixture_of(replace(A, slice_size=8), B, weights=[1, 1])
+    with pytest.raises(UserError) as caught:
+        changed(plain, sliced)
+    (line,) = caught.value.problems
+    assert line.startswith("source a: slice: 8 cannot go on from data state with 1") and "write slice: 1" in line
+    with pytest.raises(UserError, match="slice: 1 cannot go on"):
+        changed(sliced, plain)
+    lanes = lanes_of(plain, 4 * T)
+    run(lanes, 3)
+    state = encode(plain, [lane.state() for lane in lanes])
+    for source in state["sources"]:
+        del source["slice"]
+    assert decode(state, plain) == ([lane.state() for lane in lanes], [])

@@ -25,6 +25,18 @@ def test_reads_every_key(tmp_path: Path) -> None:
     )
 
 
+def test_slices_are_longer_behind_an_address(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        "sources:\n- {name: a, shards: x.tar, weight: 1}\n- {name: b, shards: 's3://bucket/{00..09}.tar', weight: 1}\n"
+        "- {name: c, shards: [y.tar, 'https://host/z.tar'], weight: 1}\n"
+        "- {name: d, shards: 'http://host/z.tar', weight: 1, slice: 1}\n- {name: e, shards: w, weight: 1, slice: 64}\n"
+    )
+    assert [source.slice for source in load_mixture(path).sources] == [1, 16, 16, 1, 64]
+    path.write_text("sources:\n- {name: a, shards: x.tar, weight: 1, slice: 0}\n")
+    assert problems(path) == [f"mixture {path}: sources[0].slice: 0 must be an integer of 1 to 65536 samples"]
+
+
 def test_missing_file_and_bad_yaml_name_the_file(tmp_path: Path) -> None:
     missing = tmp_path / "missing.yaml"
     assert problems(missing) == [f"mixture {missing}: no such file"]
