@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megatron_qwen3vl.data.limits import MAX_FRAME_PIXELS, MAX_FRAMES
+from megatron_qwen3vl.data.video_header import check_claims, container_of
 from megatron_qwen3vl.errors import BadSample
 
 if TYPE_CHECKING:
@@ -29,8 +31,12 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 EXTENSIONS = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "ts", "mpg", "mpeg", "flv", "ogv", "wmv")
-# No playlists: those name other files.
-_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
+# What libav may ever decode; sound is never opened. The names are libav's decoders.
+_CODECS = (
+    "h264", "hevc", "libdav1d", "av1", "vp8", "vp9", "libvpx", "libvpx-vp9", "mpeg4", "mpeg2video", "mpeg1video",
+    "msmpeg4", "msmpeg4v1", "msmpeg4v2", "h263", "flv", "vp6", "vp6f", "wmv1", "wmv2", "wmv3", "vc1", "theora", "mjpeg",
+    "prores", "dnxhd", "ffv1",
+)  # fmt: skip
 _CLOCK_BEGINS_ANYWHERE = ("mpegts", "mpeg")
 _MISSING_S = 0.3  # by how much the packets may end before the container's own duration: headers are rounded
 _VP8_SHOWN = 0x10  # of a frame's first byte (RFC 6386, 9.1): some packets hold a frame that is only referred to
@@ -75,7 +81,10 @@ def decode_frames(data: bytes, ticks: Sequence[int] | np.ndarray) -> list[np.nda
         BadSample: the file cannot be read, or has no whole frame at one of the ticks.
     """
     with _opened(data) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.size]
+        packets: list[Packet] = []
+        for packet in container.demux(stream):
+            if packet.size:
+                _keep(packet, packets)
         origin = _origin(container, stream)
         shown = _shown(stream, packets, origin)
         wanted = [int(tick) for tick in ticks]
@@ -99,15 +108,32 @@ def _opened(data: bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its video. All trouble inside comes out as BadSample."""
     import av  # takes a moment, and most runs have no video files
 
+    container_name = container_of(data)
+    check_claims(container_name, data)
+    options = {
+        "format_whitelist": container_name,  # no playlist, no demuxer within a demuxer
+        "protocol_whitelist": "none",  # nothing but these bytes is ever opened
+        "codec_whitelist": ",".join(_CODECS),
+        "max_pixels": str(MAX_FRAME_PIXELS),
+        "threads": "1",
+    }
     try:
-        with av.open(io.BytesIO(data), options={"format_whitelist": _FORMATS}) as container:
+        with av.open(io.BytesIO(data), format=container_name, options=options) as container:
             if not container.streams.video:
                 raise BadSample("video file has no video stream")
             stream = container.streams.video[0]
+            codec = stream.codec_context
+            if codec.codec.name not in _CODECS:
+                raise BadSample(f"video is coded as {codec.codec.name}, which is not read")
+            if codec.width * codec.height > MAX_FRAME_PIXELS:
+                raise BadSample(f"video of {codec.width} x {codec.height} pixels is too large to decode")
+            if len(stream.index_entries) > MAX_FRAMES:
+                raise BadSample(f"video has more than {MAX_FRAMES} frames")
+            codec.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
             # one thread: there is a worker for each core
-            stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+            stream.thread_type, codec.thread_count = "NONE", 1
             yield container, stream
-    except BadSample:
+    except (BadSample, MemoryError):  # the memory's end is the worker's affair
         raise
     except Exception as error:  # libav's parsers and decoders raise anything on hostile files
         raise BadSample(f"video cannot be decoded: {' '.join(str(error).split())[:200]}") from error
@@ -119,9 +145,11 @@ def _demux(container: InputContainer, stream: VideoStream, size: int) -> list[Pa
         raise BadSample(f"video is cut off: its own table goes on behind its last byte {size}")
     packets: list[Packet] = []
     end = 0.0
-    for packet in container.demux():
+    for number, packet in enumerate(container.demux()):
+        if number > 4 * MAX_FRAMES:
+            raise BadSample(f"video has more than {4 * MAX_FRAMES} packets")
         if packet.size and packet.stream.index == stream.index:
-            packets.append(packet)
+            _keep(packet, packets)
         last = packet.pts if packet.pts is not None else packet.dts
         if packet.size and last is not None and packet.time_base is not None:
             end = max(end, float((last + (packet.duration or 0)) * packet.time_base))
@@ -130,6 +158,12 @@ def _demux(container: InputContainer, stream: VideoStream, size: int) -> list[Pa
         if container.format.name not in _CLOCK_BEGINS_ANYWHERE and end + _MISSING_S < stated:
             raise BadSample(f"video is cut off: it ends after {end:.1f} of {stated:.1f} seconds")
     return packets
+
+
+def _keep(packet: Packet, packets: list[Packet]) -> None:
+    if len(packets) == MAX_FRAMES:
+        raise BadSample(f"video has more than {MAX_FRAMES} frames")
+    packets.append(packet)
 
 
 def _origin(container: InputContainer, stream: VideoStream) -> int:

@@ -121,9 +121,9 @@ def test_turned_as_the_container_asks() -> None:
 
 
 BAD = {
-    "no bytes": (b"", "cannot be decoded"),
-    "other bytes": (b"not a video" * 99, "cannot be decoded"),
-    "a playlist of files": (b"#EXTM3U\n#EXTINF:1\nfile:///etc/passwd\n", "cannot be decoded"),
+    "no bytes": (b"", "is not an MP4"),
+    "other bytes": (b"not a video" * 99, "is not an MP4"),
+    "a playlist of files": (b"#EXTM3U\n#EXTINF:1\nfile:///etc/passwd\n", "is not an MP4"),
     "cut off before its table": (encode(30)[:-600], "cannot be decoded"),
     "cut off": (encode(100, kind="matroska")[:-3000], "video is cut off"),
     "sound alone": (encode_sound(), "no video stream"),
