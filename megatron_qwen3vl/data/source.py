@@ -14,7 +14,8 @@ from megatron_qwen3vl.batch import IGNORE, Sample
 from megatron_qwen3vl.config.schema import ModelConfig, SourceConfig
 from megatron_qwen3vl.data.compose import Composition, Video, VideoFile, compose
 from megatron_qwen3vl.data.examine import read_record
-from megatron_qwen3vl.data.index import ShardIndex, get_index
+from megatron_qwen3vl.data.index import ShardIndex
+from megatron_qwen3vl.data.indexing import get_index
 from megatron_qwen3vl.data.render import render, video_stamps
 from megatron_qwen3vl.data.sampling import Sampling
 from megatron_qwen3vl.data.shards import Member, Shard, find_shards, read_member
@@ -171,8 +172,7 @@ class Source:
     def _measure(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """Lengths and patches of a shard's samples, int32 [n] each."""
         index, rules = self._indexes[shard], self._rules
-        counted = index.text_tokens(rules.tokenizer)
-        assert counted is not None, "get_index gives an index for this tokenizer"
+        counted = index.counts("text_tokens", rules.tokenizer)
         starts = index.arrays["visual_starts"]
         owners = np.repeat(np.arange(len(index)), np.diff(starts))
         frames, stamps = self._sampled(index, owners)
