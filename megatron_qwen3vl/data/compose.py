@@ -6,16 +6,16 @@ Needs no media, and decides everything about text and loss; the index stores wha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from megatron_qwen3vl.data.limits import IMAGE_EXTENSIONS, MAX_DOMAIN, MAX_MEDIA, VIDEO_EXTENSIONS, extension_of
 from megatron_qwen3vl.data.timestamps import frame_times
 from megatron_qwen3vl.data.tokenizer import Tokenizer
 from megatron_qwen3vl.errors import BadSample
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 ROLES = ("system", "user", "assistant")
 _FPS_RANGE = (1e-6, 1e6)
 _LONGEST_S = 1e9
@@ -118,15 +118,21 @@ def compose(record: Record, tokenizer: Tokenizer) -> Composition:
     domain = tree.get("domain")
     if domain is not None and (not isinstance(domain, str) or not domain or not _is_unicode(domain)):
         raise BadSample("member 'domain' is not a text")
+    if domain is not None and (len(domain) > MAX_DOMAIN or not domain.isprintable()):
+        raise BadSample(f"member 'domain' is longer than {MAX_DOMAIN} characters, or no plain text")
+    names = frozenset(record.names)
     if "content" in tree and "messages" in tree:
         raise BadSample("has both 'content' and 'messages'")
     if "content" in tree:
-        pieces = _parts(tree["content"], "content", True, record.names, tokenizer)
+        pieces = _parts(tree["content"], "content", True, names, tokenizer)
         pieces.append(Text([tokenizer.endoftext], True))
     elif "messages" in tree:
-        pieces = _conversation(tree["messages"], record.names, tokenizer)
+        pieces = _conversation(tree["messages"], names, tokenizer)
     else:
         raise BadSample("missing member 'content' or 'messages'")
+    num_media = sum(len(piece.frames) if isinstance(piece, Video) else not isinstance(piece, Text) for piece in pieces)
+    if num_media > MAX_MEDIA:
+        raise BadSample(f"has {num_media} images and frames, more than {MAX_MEDIA}")
     return Composition(tuple(pieces), domain, "content" in tree)
 
 
@@ -146,12 +152,20 @@ def _compose_caption(record: Record, pictures: list[str], tokenizer: Tokenizer) 
 def _parse_json(data: bytes) -> dict[str, Any]:
     text = _decode(data, ".json")
     try:
-        tree = json.loads(text)
+        tree = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise BadSample(f".json is not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise BadSample(f".json holds {_kind(tree)}, not an object")
     return tree
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Programs differ on which of two members of one name they take."""
+    found = dict(members)
+    if len(found) < len(members):
+        raise BadSample("a member stands twice in an object of its .json")
+    return found
 
 
 def _decode(data: bytes, name: str) -> str:
@@ -161,7 +175,7 @@ def _decode(data: bytes, name: str) -> str:
         raise BadSample(f"{name} is not UTF-8 (byte {error.start})") from None
 
 
-def _conversation(messages: Any, names: Sequence[str], tokenizer: Tokenizer) -> list[Piece]:
+def _conversation(messages: Any, names: Collection[str], tokenizer: Tokenizer) -> list[Piece]:
     """The Qwen chat template: each turn is <|im_start|>role, newline, content, <|im_end|>, newline."""
     if not isinstance(messages, list):
         raise BadSample(f"'messages' is {_kind(messages)}, not a list")
@@ -185,7 +199,7 @@ def _conversation(messages: Any, names: Sequence[str], tokenizer: Tokenizer) -> 
     return pieces
 
 
-def _parts(content: Any, where: str, loss: bool, names: Sequence[str], tokenizer: Tokenizer) -> list[Piece]:
+def _parts(content: Any, where: str, loss: bool, names: Collection[str], tokenizer: Tokenizer) -> list[Piece]:
     """A text, or a list of text, image and video parts."""
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
@@ -202,7 +216,7 @@ def _parts(content: Any, where: str, loss: bool, names: Sequence[str], tokenizer
         if kind == "text":
             pieces.append(Text(tokenizer.encode(_string(part, "text", here)), loss))
         elif kind == "image":
-            pieces.append(Picture(_media(_string(part, "image", here), here, names)))
+            pieces.append(Picture(_media(_string(part, "image", here), here, names, IMAGE_EXTENSIONS)))
         elif kind == "video":
             pieces.append(_video(part, here, names))
         elif "type" not in part:
@@ -214,15 +228,15 @@ def _parts(content: Any, where: str, loss: bool, names: Sequence[str], tokenizer
     return pieces
 
 
-def _video(part: dict[str, Any], here: str, names: Sequence[str]) -> Video | VideoFile:
+def _video(part: dict[str, Any], here: str, names: Collection[str]) -> Video | VideoFile:
     if "frames" not in part:
         if "video" not in part:
             raise BadSample(f"{here}: missing member 'frames' or 'video'")
-        return VideoFile(_media(_string(part, "video", here), here, names))
+        return VideoFile(_media(_string(part, "video", here), here, names, VIDEO_EXTENSIONS))
     frames, fps, times = part["frames"], part.get("fps"), part.get("times")
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, str) for frame in frames):
         raise BadSample(f"{here}: 'frames' is not a list of names")
-    members = tuple(_media(frame, here, names) for frame in frames)
+    members = tuple(_media(frame, here, names, IMAGE_EXTENSIONS) for frame in frames)
     if times is not None:
         return Video(members, _times(times, len(frames), here), None)
     if fps is None:
@@ -249,9 +263,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _media(name: str, here: str, names: Sequence[str]) -> str:
+def _media(name: str, here: str, names: Collection[str], extensions: Sequence[str]) -> str:
+    """Only what is named as a picture or a video is ever given to a decoder."""
     if name not in names:
         raise BadSample(f"{here}: missing media {name!r:.80}")
+    if extension_of(name) not in extensions:
+        raise BadSample(f"{here}: {name!r:.80} is not named .{', .'.join(extensions)}")
     return name
 
 

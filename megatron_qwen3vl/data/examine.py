@@ -75,7 +75,11 @@ def examine(shard: Shard, group: Group, tokenizer: Tokenizer) -> Facts:
         if len(files) != len(group.members):
             raise BadSample("a file of the sample is in the shard twice")
         composition = compose(read_record(shard, group.key, group.members), tokenizer)
-        visuals = [_look_at(visual, shard, group.key, files) for visual in composition.visuals]
+        seen: dict[Picture | Video | VideoFile, Visual] = {}  # a picture may be named thousands of times
+        for visual in composition.visuals:
+            if visual not in seen:
+                seen[visual] = _look_at(visual, shard, group.key, files)
+        visuals = [seen[visual] for visual in composition.visuals]
     except BadSample as bad:
         return Facts(0, [], [], [], True, None, str(bad))
     before, breaks = composition.text_marks()
@@ -93,7 +97,7 @@ def _look_at(visual: Picture | Video | VideoFile, shard: Shard, key: str, files:
         base: Fraction = facts.time_base
         return Visual(facts.height, facts.width, len(facts.ticks), 0.0, (base.numerator, base.denominator), facts.ticks)
     names = (visual.member,) if isinstance(visual, Picture) else visual.frames
-    sizes = {image_size(read_member(shard, key, files[name])) for name in names}
+    sizes = {image_size(read_member(shard, key, files[name])) for name in set(names)}
     if len(sizes) > 1:
         raise BadSample(f"frames of a video differ in size: {sorted(sizes)[:3]}")
     height, width = sizes.pop()

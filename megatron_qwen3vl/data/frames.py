@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from megatron_qwen3vl.data.limits import VIDEO_EXTENSIONS
 from megatron_qwen3vl.data.sampling import Sampling
 from megatron_qwen3vl.data.shards import Group, Shard, find_shards, read_member, scan, write_shard
-from megatron_qwen3vl.data.video import EXTENSIONS, decode_frames, probe
+from megatron_qwen3vl.data.video import decode_frames, probe
 from megatron_qwen3vl.errors import BadSample, UserError
 
 SAMPLES_PER_SHARD = 500  # of a folder of loose files
@@ -94,7 +95,7 @@ class _Converter:
             except ValueError as error:
                 raise BadSample(f".json is not JSON: {error}") from None
         else:
-            videos = [name for name in files if name.lower() in EXTENSIONS]
+            videos = [name for name in files if name.lower() in VIDEO_EXTENSIONS]
             if not videos:
                 return files
             texts = [{"type": "text", "text": files.pop("txt").decode("utf-8", "replace")}] if "txt" in files else []

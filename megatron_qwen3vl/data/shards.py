@@ -18,6 +18,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from megatron_qwen3vl.config.paths import resource
+from megatron_qwen3vl.data.limits import most_bytes
 from megatron_qwen3vl.data.places import LocalPlace, Place, Stamp
 from megatron_qwen3vl.data.tar_headers import tar_members
 from megatron_qwen3vl.errors import BadSample, UserError
@@ -179,9 +180,11 @@ def read_member(shard: Shard, key: str, member: Member) -> bytes:
     """Bytes of one file of a sample.
 
     Raises:
-        BadSample: the shard ends before them.
+        BadSample: the shard ends before them, or the file is larger than any that is read.
         OSError: the file itself cannot be read. That is the machine's trouble, not the sample's.
     """
+    if not 0 <= member.size <= most_bytes(member.name):
+        raise BadSample(f"{member.name} has {member.size:,} bytes, more than {most_bytes(member.name):,}")
     try:
         return shard.file(key, member.name).read(member.offset, member.size)
     except BadSample as bad:
