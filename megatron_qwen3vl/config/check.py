@@ -24,6 +24,7 @@ from megatron_qwen3vl.config.schema import (
     RunSection,
     StageConfig,
     Stages,
+    StorageConfig,
     TextConfig,
     VisionConfig,
 )
@@ -71,6 +72,7 @@ def _run_problems(config: RunConfig) -> Iterator[str]:
     yield from _at_least("data.prefetch", config.data.prefetch, 1)
     yield from _at_least("data.lookahead", config.data.lookahead, 1)
     yield from _between("data.max_bad_rate", config.data.max_bad_rate, 0.0, 1.0)
+    yield from _storage(config.storage)
     yield from _at_least("validation.every", config.validation.every, 0)
     yield from _at_least("validation.samples", config.validation.samples, 1)
     if config.validation.every > 0:
@@ -96,6 +98,7 @@ def _evaluate_problems(config: EvaluateConfig) -> Iterator[str]:
             yield from _writable_folder("out", Path(config.out).absolute().parent)
     yield from _parallel("parallel", config.parallel)
     yield from _loss(config.loss)
+    yield from _storage(config.storage)
     yield from _one_of("dtype", config.dtype, DTYPES)
     yield from _tokenizer(config.tokenizer)
 
@@ -188,6 +191,20 @@ def _loss(loss: LossConfig) -> Iterator[str]:
     if loss.aux_coefficient is not None:
         yield from _between("loss.aux_coefficient", loss.aux_coefficient, 0.0, math.inf)
     yield from _at_least("loss.chunk_size", loss.chunk_size, 1)
+
+
+def _storage(storage: StorageConfig) -> Iterator[str]:
+    yield from _at_least("storage.retries", storage.retries, 0)
+    yield from _between("storage.backoff_s", storage.backoff_s, 0.0, 60.0)
+    yield from _above("storage.timeout_s", storage.timeout_s, 0.0)
+    if storage.endpoint is not None and not storage.endpoint.startswith(("http://", "https://")):
+        yield f"storage.endpoint={storage.endpoint}: must begin with http:// or https://"
+    if storage.endpoint is not None and "@" in storage.endpoint:
+        yield "storage.endpoint: holds credentials; give them in the environment (AWS_ACCESS_KEY_ID)"
+    if storage.cache is not None:
+        yield from _writable_folder("storage.cache", Path(storage.cache))
+    yield from _at_least("storage.cache_bytes", storage.cache_bytes, 1)
+    yield from _between("storage.cache_block", storage.cache_block, 0, storage.cache_bytes)
 
 
 def model_problems(model: ModelConfig) -> Iterator[str]:

@@ -216,6 +216,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class StorageConfig:
+    """How shards behind addresses are read."""
+
+    retries: int  # after the first try
+    backoff_s: float  # before the first retry; doubled each time, up to 30 s, half of it random
+    timeout_s: float  # without a byte
+    endpoint: str | None  # of an S3-compatible store; None: AWS_ENDPOINT_URL, else the provider's own
+    anonymous: bool  # requests to s3:// and gs:// are not signed
+    indexes: str | None  # folder that `data index --to` wrote; None: <run.dir>/index
+    cache: str | None  # folder; None: nothing that was read is kept
+    cache_bytes: int
+    cache_block: int  # bytes that are fetched and kept together; 0: what a sample needs
+
+
+@dataclass(frozen=True)
 class ValidationConfig:
     every: int  # steps; 0 never
     mixture: str | None
@@ -245,6 +260,7 @@ class RunConfig:
     tokenizer: str | None
     checkpoint: CheckpointConfig
     data: DataConfig
+    storage: StorageConfig
     validation: ValidationConfig
     guard: GuardConfig
     log: LogConfig
@@ -263,6 +279,7 @@ class EvaluateConfig:
     run: EvaluateSection
     parallel: ParallelConfig
     loss: LossConfig
+    storage: StorageConfig
     dtype: str
     tokenizer: str | None
     mixture: str | None
@@ -282,6 +299,7 @@ class SourceConfig:
     fps: float = 2.0  # frames a second taken from a video file
     max_frames: int | None = None  # of a video file; None: as the stage's sequence length allows
     slice: int = 1  # neighbouring samples that a lane gets together
+    too_long: str = "split"  # split, skip: a document longer than the stage's sequence_length
 
 
 @dataclass(frozen=True)

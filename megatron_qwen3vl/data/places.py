@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -56,6 +57,19 @@ class Place(Protocol):
         Raises OSError."""
         ...
 
+    def version(self) -> str:
+        """What changes whenever the file does, found without reading it: its size and time, or the server's tag.
+        Raises OSError."""
+        ...
+
+    def pinned(self, stamp: Stamp) -> Place:
+        """This file in this state: where it can be told, ``read`` never gives bytes of another one (OSError)."""
+        ...
+
+    def gathered(self) -> AbstractContextManager[Place]:
+        """The same file for somebody who will read in many small pieces, some of them twice. Raises OSError."""
+        ...
+
     def sibling(self, suffix: str) -> Place:
         """The file of this name with ``suffix`` behind it."""
         ...
@@ -99,6 +113,16 @@ class LocalPlace:
         with open(self.path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         return Stamp(status.st_size, status.st_mtime_ns, digest.hexdigest())
+
+    def version(self) -> str:
+        status = self.path.stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def pinned(self, stamp: Stamp) -> LocalPlace:
+        return self
+
+    def gathered(self) -> AbstractContextManager[Place]:
+        return nullcontext(self)
 
     def sibling(self, suffix: str) -> LocalPlace:
         return LocalPlace(self.path.with_name(self.path.name + suffix))

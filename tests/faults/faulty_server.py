@@ -4,7 +4,7 @@
         ... f"{server.address}/0.tar" ...
 
 or in a process of its own: ``python tests/faults/faulty_server.py FOLDER --faults '{"error": 0.05}' --seed 7`` prints
-its address. Knows GET and HEAD, ranges, ETag, If-Match, and the listing of S3 and of Google's storage (``?list-type=2``).
+its address. Knows GET, HEAD, PUT, ranges, ETag, If-Match, and the listing of S3 and of Google (``?list-type=2``).
 
 Which request fails is fixed by the seed, not by the order in which threads come: a request is told by its path, its
 range and how often it came before. No request fails more than ``in_a_row`` times in a row.
@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -153,13 +154,13 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._serve()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._serve()
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
         target = self.server.owner.folder / unquote(urlsplit(self.path).path).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,20 +173,24 @@ class _Handler(BaseHTTPRequestHandler):
             return self._list(url.path.strip("/"), parse_qs(url.query).get("prefix", [""])[0])
         name = unquote(url.path).lstrip("/")
         try:
-            data = (owner.folder / name).read_bytes()
-            status = (owner.folder / name).stat()
+            file = open(owner.folder / name, "rb")  # noqa: SIM115
         except OSError:
             return self._answer(404, {}, b"no such file", None, None)
-        etag = owner.etags.get(name, f'"{status.st_mtime_ns:x}-{status.st_size:x}"')
-        headers = {"ETag": etag, "Last-Modified": self.date_time_string(int(status.st_mtime)), "Accept-Ranges": "bytes"}
-        if self.headers.get("If-Match", etag) != etag:
-            return self._answer(412, {}, b"another state", None, None)
-        span = _span(self.headers.get("Range"), len(data))
-        if span is not None and span[0] >= len(data):
-            return self._answer(416, {"Content-Range": f"bytes */{len(data)}"}, b"", span, None)
-        self._fail_or_send(owner.fault_of(name, span), headers, data, span)
+        with file:
+            status = os.fstat(file.fileno())
+            size, etag = status.st_size, owner.etags.get(name, f'"{status.st_mtime_ns:x}-{status.st_size:x}"')
+            if self.headers.get("If-Match", etag) != etag:
+                return self._answer(412, {}, b"another state", None, None)
+            span = _span(self.headers.get("Range"), size)
+            if span is not None and span[0] >= size:
+                return self._answer(416, {"Content-Range": f"bytes */{size}"}, b"", span, None)
+            modified = self.date_time_string(int(status.st_mtime))
+            headers = {"ETag": etag, "Last-Modified": modified, "Accept-Ranges": "bytes"}
+            self._fail_or_send(owner.fault_of(name, span), headers, file, size, span)
 
-    def _fail_or_send(self, fault: str | None, headers: dict[str, str], data: bytes, span: tuple[int, int] | None) -> None:
+    def _fail_or_send(
+        self, fault: str | None, headers: dict[str, str], file: BinaryIO, size: int, span: tuple[int, int] | None
+    ) -> None:
         if fault in _STATUS:
             return self._answer(_STATUS[fault], {"Retry-After": "0"}, FAULTS[fault].encode(), span, fault)
         if fault == "reset":
@@ -194,23 +199,26 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
+        if self.command == "HEAD":
+            return self._answer(200, headers | {"Content-Length": str(size)}, b"", span, fault)
         if span is None or fault == "whole":
-            return self._answer(200, headers, data, span, fault)
+            return self._answer(200, headers, file.read(), span, fault)
         first, end = span
         if fault == "short":
             end = first + (end - first) // 2
         if fault == "shifted":
             first, end = (0, end - first) if first else (1, end + 1)
-        headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(data)}"
-        self._answer(206, headers, data[first:end], span, fault)
+        headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
+        file.seek(first)
+        self._answer(206, headers, file.read(end - first), span, fault)
 
     def _answer(
         self, status: int, headers: dict[str, str], body: bytes, span: tuple[int, int] | None, fault: str | None
     ) -> None:
-        sent = 0 if self.command == "HEAD" else len(body) // 2 if fault in ("cut", "stall") else len(body)
+        sent = len(body) // 2 if fault in ("cut", "stall") else len(body)
         self.server.owner.note(Request(self.command, self.path, span, status, fault, sent))
         self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body[:sent])

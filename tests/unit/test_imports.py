@@ -39,6 +39,7 @@ ONLY_IMPORTERS = {
     "megatron.core.parallel_state": {"parallel/groups.py"},
     "webdataset": {"data/shards.py"},
     "wandb": {"train/metrics.py"},
+    "obstore": {"data/storage.py"},
     "torchvision": set(),
 }
 ONLY_PATCHER = "parallel/device.py"
