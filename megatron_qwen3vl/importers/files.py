@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ from typing import Any, BinaryIO, cast
 
 from PIL import Image
 
+from megatron_qwen3vl.data.limits import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from megatron_qwen3vl.data.vision import image_size
 from megatron_qwen3vl.errors import BadSample, UserError
 from megatron_qwen3vl.importers.frame import Made
 
 LONGEST_LINE = 256 * 2**20  # bytes
-LARGEST_PICTURE = 256 * 2**20
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _TO_PNG = ("GIF", "BMP", "TIFF")
 
@@ -93,11 +94,12 @@ def lines_of(path: Path) -> Iterator[Line]:
                 number = 0
                 while data := file.readline(LONGEST_LINE + 1):
                     number += 1
-                    while len(data) > LONGEST_LINE and not data.endswith(b"\n") and file.readline(LONGEST_LINE):
-                        pass  # the rest of a line that is too long
+                    rest = data
+                    while len(data) > LONGEST_LINE and rest and not rest.endswith(b"\n"):
+                        rest = file.readline(LONGEST_LINE)
                     if data.strip():
                         yield Line(path, number, data, min(raw.tell() / size, 1.0))
-        except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"data import: {path} cannot be unpacked: {error}") from None
 
 
@@ -117,8 +119,8 @@ def _plain(path: Path, raw: BinaryIO) -> Iterator[BinaryIO]:
         yield raw
 
 
-def read_beside(folder: Path, name: str) -> bytes:
-    """A file that a data set names, inside ``folder``.
+def read_beside(folder: Path, name: str, most: int = MAX_IMAGE_BYTES) -> bytes:
+    """A file of at most ``most`` bytes that a data set names, inside ``folder``.
 
     Raises:
         BadSample: the name leads out of the folder, or there is no such file, or it cannot be read.
@@ -130,8 +132,8 @@ def read_beside(folder: Path, name: str) -> bytes:
     try:
         if not path.is_file():
             raise BadSample(f"{name:.80} is not there")
-        if path.stat().st_size > LARGEST_PICTURE:
-            raise BadSample(f"{name:.80} has more than {LARGEST_PICTURE:,} bytes")
+        if path.stat().st_size > most:
+            raise BadSample(f"{name:.80} has more than {most:,} bytes")
         return path.read_bytes()
     except OSError as error:
         raise BadSample(f"{name:.80} cannot be read: {error.strerror}") from None
@@ -172,9 +174,12 @@ def sample(body: Mapping[str, Any], media: Mapping[str, bytes], notes: Sequence[
     """``body``: see ``recipes.record.document`` and ``conversation``. ``media``: the files that it names.
 
     Raises:
-        BadSample: a text that is no Unicode (half a surrogate pair).
+        BadSample: a text that is no Unicode (half a surrogate pair), or more text than a sample may have.
     """
     try:
-        return Made({"json": json.dumps(body, ensure_ascii=False).encode(), **media}, tuple(notes))
+        written = json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise BadSample("a text is not Unicode: it holds half a surrogate pair") from None
+    if len(written) > MAX_TEXT_BYTES:
+        raise BadSample(f"{len(written):,} bytes of text are more than a sample may have ({MAX_TEXT_BYTES:,})")
+    return Made({"json": written, **media}, tuple(notes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_qwen3vl.errors import UserError
-from megatron_qwen3vl.importers import text_rows
+from megatron_qwen3vl.importers import mmc4, obelics, pairs, pdf, text_rows, video_captions
 from megatron_qwen3vl.importers.frame import Format
 
 # Libraries that only some formats need are imported when one is read (frame.needs).
@@ -11,7 +11,12 @@ FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
         text_rows.JSONL,
-        text_rows.PARQUET,
+        text_rows.PARQUET_TEXT,
+        pairs.PAIRS,
+        obelics.OBELICS,
+        mmc4.MMC4,
+        pdf.PDF,
+        video_captions.ACTIVITYNET,
     )
 }
 

@@ -14,13 +14,12 @@ from typing import Any
 
 from megatron_qwen3vl.data.compose import ROLES
 from megatron_qwen3vl.errors import BadSample, UserError
-from megatron_qwen3vl.importers.files import Line, find_files, lines_of, sample, stem_of
-from megatron_qwen3vl.importers.frame import Entry, Format, Made, Unwanted, clean_key, needs, option
+from megatron_qwen3vl.importers.files import sample
+from megatron_qwen3vl.importers.frame import Entry, Format, Made, Unwanted, clean_key, option
+from megatron_qwen3vl.importers.rows import JSON, PARQUET, Row, rows_of
 from megatron_qwen3vl.recipes.record import document, text
 
 _ROLES = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant"}
-_BATCH = 256  # rows of Parquet in memory
-_BUFFER = 2**20  # bytes of a column read at once
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,19 @@ class TextSettings:
     def __post_init__(self) -> None:
         if self.max_chars is not None and self.max_chars < self.min_chars:
             raise UserError(f"max_chars: {self.max_chars} is less than min_chars={self.min_chars}")
+
+    def check(self, where: str, fields: Sequence[str]) -> None:
+        problems = []
+        if self.field not in fields and self.messages not in fields:
+            there = ", ".join(map(str, fields)) or "none"
+            problems.append(
+                f"data import: {where} has neither field '{self.field}' (give field=NAME) nor '{self.messages}' "
+                f"(give messages=NAME); its fields are {there:.300}"
+            )
+        if self.key is not None and self.key not in fields:
+            problems.append(f"data import: {where} has no field '{self.key}'; change key={self.key}")
+        if problems:
+            raise UserError(problems)
 
 
 def make_sample(row: Mapping[str, Any], settings: TextSettings) -> Made:
@@ -66,8 +78,8 @@ def _messages(value: Any, field: str) -> list[dict[str, str]]:
         if not isinstance(message, Mapping):
             raise BadSample(f"{field}[{number}] is not an object")
         role = message.get("role") or message.get("from")
-        content = message["value"] if message.get("content") is None and "value" in message else message.get("content")
-        if role not in _ROLES:
+        content = message.get("value") if message.get("content") is None else message["content"]
+        if not isinstance(role, str) or role not in _ROLES:
             raise BadSample(f"{field}[{number}]: unknown role {role!r:.40} (known: {', '.join(_ROLES)})")
         if not isinstance(content, str):
             raise BadSample(f"{field}[{number}]: 'content' is not a text")
@@ -77,102 +89,32 @@ def _messages(value: Any, field: str) -> list[dict[str, str]]:
     return messages
 
 
-def _check_fields(where: str, fields: Sequence[str], settings: TextSettings) -> None:
-    problems = []
-    if settings.field not in fields and settings.messages not in fields:
-        there = ", ".join(map(str, fields)) or "none"
-        problems.append(
-            f"data import: {where} has neither field '{settings.field}' (give field=NAME) nor '{settings.messages}' "
-            f"(give messages=NAME); its fields are {there:.300}"
-        )
-    if settings.key is not None and settings.key not in fields:
-        problems.append(f"data import: {where} has no field '{settings.key}'; change key={settings.key}")
-    if problems:
-        raise UserError(problems)
+def _read(endings: Sequence[str], source: Path, settings: TextSettings) -> Iterator[Entry]:
+    columns = [name for name in (settings.field, settings.messages, settings.key) if name is not None]
+    for row in rows_of(source, endings, columns, settings.check):
+        yield Entry(_key(row, settings.key), partial(_make, row, settings), part=row.part)
 
 
-def _own_key(row: Mapping[str, Any], field: str) -> str | None:
-    value = row.get(field)
-    return clean_key(str(value)) if isinstance(value, str | int) else None
-
-
-def read_jsonl(source: Path, settings: TextSettings) -> Iterator[Entry]:
-    files = find_files(source, (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zip"), "files of JSON lines")
-    first = True
-    for number, path in enumerate(files):
-        stem = clean_key(stem_of(path, source))
-        for line in lines_of(path):
-            if first:
-                _check_first(line, settings)
-            first = False
-            key = f"{stem}_{line.number:07d}"
-            if settings.key is not None:
-                key = _key_of_line(line, settings.key) or key
-            yield Entry(key, partial(_from_line, line, settings), part=(number + line.part) / len(files))
-
-
-def _check_first(line: Line, settings: TextSettings) -> None:
-    """A source whose first line is no row of this form is another source."""
+def _key(row: Row, field: str | None) -> str:
+    if field is None:
+        return row.key
     try:
-        row = line.object()
-    except BadSample as bad:
-        raise UserError(f"data import: {line.path}: {bad}; SOURCE should have one JSON object in a line") from None
-    _check_fields(f"{line.path}, line {line.number},", list(row), settings)
-
-
-def _key_of_line(line: Line, field: str) -> str | None:
-    try:
-        return _own_key(line.object(), field)
+        value = row.read().get(field)
     except BadSample:
-        return None  # is said when the sample is made
+        return row.key  # is said when the sample is made
+    return clean_key(str(value)) if isinstance(value, str | int) else row.key
 
 
-def _from_line(line: Line, settings: TextSettings) -> Made:
-    row = line.object()
+def _make(row: Row, settings: TextSettings) -> Made:
+    fields = row.read()
     try:
-        return make_sample(row, settings)
+        return make_sample(fields, settings)
     except BadSample as bad:
-        raise BadSample(f"line {line.number} of {line.path.name}: {bad}") from None
-
-
-def read_parquet(source: Path, settings: TextSettings) -> Iterator[Entry]:
-    needs("pyarrow", "Parquet")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files = find_files(source, (".parquet",), "Parquet files")
-    for number, path in enumerate(files):
-        stem, row = clean_key(stem_of(path, source)), 0
-        try:
-            # Without these, whole columns of a row group are in memory.
-            with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as table:
-                names = table.schema_arrow.names
-                _check_fields(str(path), names, settings)
-                columns = [c for c in (settings.field, settings.messages, settings.key) if c in names]
-                for batch in table.iter_batches(_BATCH, columns=columns):
-                    for place in range(batch.num_rows):
-                        row += 1
-                        key = f"{stem}_{row:07d}"
-                        if settings.key is not None:
-                            key = _own_key({settings.key: batch[settings.key][place].as_py()}, settings.key) or key
-                        part = (number + row / max(table.metadata.num_rows, 1)) / len(files)
-                        yield Entry(key, partial(_from_batch, batch, place, f"row {row} of {path.name}", settings),
-                                    part=part)  # fmt: skip
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise UserError(f"data import: {path} is not readable Parquet: {' '.join(str(error).split())}") from None
-
-
-def _from_batch(batch: Any, place: int, where: str, settings: TextSettings) -> Made:
-    """``batch``: a pyarrow.RecordBatch."""
-    try:
-        return make_sample({name: batch[name][place].as_py() for name in batch.schema.names}, settings)
-    except UnicodeDecodeError as error:
-        raise BadSample(f"{where} is not UTF-8 (byte {error.start})") from None
-    except BadSample as bad:
-        raise BadSample(f"{where}: {bad}") from None
+        raise BadSample(f"{row.where}: {bad}") from None
 
 
 JSONL = Format("jsonl", "text or conversations, a JSON object a line",
-               "a .jsonl or .json file (.gz and .zip too), or a folder of them", TextSettings, read_jsonl)  # fmt: skip
-PARQUET = Format("parquet", "text or conversations, a row each", "a .parquet file, or a folder of them",
-                 TextSettings, read_parquet)  # fmt: skip
+               "a .jsonl or .json file (.gz and .zip too), or a folder of them",
+               TextSettings, partial(_read, JSON))  # fmt: skip
+PARQUET_TEXT = Format("parquet", "text or conversations, a row each", "a .parquet file, or a folder of them",
+                      TextSettings, partial(_read, PARQUET))  # fmt: skip
