@@ -151,7 +151,8 @@ class Mixture:
         found = self.sources[source]
         length = int(found.lengths[index])
         too_long = f"{length} tokens, more than the sequence_length of {self.sequence_length}"
-        return LeftOut(found.name, found.key(index), too_long if length > 0 else found.reason(index))
+        reason = found.reason(index)
+        return LeftOut(found.name, found.key(index), "; ".join(filter(None, (too_long * (length > 0), reason))))
 
     def _survey(self, source: SampleSource) -> tuple[int, int, int]:
         """How many samples cannot be used, the tokens of all, and those of the longest that can."""

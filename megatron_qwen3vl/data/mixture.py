@@ -6,8 +6,8 @@ sources:
 
 Optional for a source: ``min_pixels``, ``max_pixels`` (of an image), ``timestamps`` (seconds, clock, mixed), ``fps``,
 ``max_frames`` (taken from a video file), ``slice`` (neighbouring samples that a lane gets together: 1 on a disk, 16
-behind an address). ``weight`` is the source's share of tokens; only proportions matter.
-``shards`` is relative to the folder of the file.
+behind an address), ``too_long`` (``split`` a document longer than the sequence into parts, or ``skip`` it). ``weight``
+is the source's share of tokens; only proportions matter. ``shards`` is relative to the folder of the file.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ import yaml
 from megatron_qwen3vl.config.schema import MixtureConfig, SourceConfig
 from megatron_qwen3vl.errors import UserError
 
-_KEYS = ("name", "shards", "weight", "min_pixels", "max_pixels", "timestamps", "fps", "max_frames", "slice")
+_KEYS = ("name", "shards", "weight", "min_pixels", "max_pixels", "timestamps", "fps", "max_frames", "slice", "too_long")
 _FEWEST_FRAMES, _HIGHEST_FPS = 4, 1000
 # an address is read in ranges; with more, shuffling suffers and little is won (docs/data_flow.md)
 _SLICE_OF_ADDRESS, _LONGEST_SLICE = 16, 65_536
+_TOO_LONG = ("split", "skip")
 _TIMESTAMPS = ("seconds", "clock", "mixed")
 # a sample's key is SOURCE/SHARD/KEY
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -71,6 +72,7 @@ def _source(entry: Mapping[str, Any]) -> SourceConfig:
         fps=float(entry.get("fps", 2.0)),
         max_frames=entry.get("max_frames"),
         slice=entry.get("slice", _SLICE_OF_ADDRESS if _has_address(shards) else 1),
+        too_long=entry.get("too_long", "split"),
     )
 
 
@@ -99,6 +101,8 @@ def _problems(entry: object) -> list[str]:
         problems.append(f".fps: {fps!r} must be a number of frames a second greater than 0")
     if most is not None and (type(most) is not int or most < _FEWEST_FRAMES):
         problems.append(f".max_frames: {most!r} must be an integer of at least {_FEWEST_FRAMES}, or null")
+    if "too_long" in entry and entry["too_long"] not in _TOO_LONG:
+        problems.append(f".too_long: {entry['too_long']!r} must be one of {', '.join(_TOO_LONG)}")
     size = entry.get("slice", 1)
     if type(size) is not int or not 1 <= size <= _LONGEST_SLICE:
         problems.append(f".slice: {size!r} must be an integer of 1 to {_LONGEST_SLICE} samples")

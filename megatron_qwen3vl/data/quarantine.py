@@ -20,6 +20,7 @@ from megatron_qwen3vl.data.lanes import LeftOut, SampleSource
 from megatron_qwen3vl.errors import UserError
 
 _FEWEST_READ = 100  # the rate is not judged by fewer samples: one bad sample of the first ten would stop a run
+_LOOKED_AT = 1 << 20  # lengths at a time
 _REASONS_KEPT = 3  # of each source, the latest
 
 
@@ -57,15 +58,25 @@ def refuse_bad_sources(sources: Sequence[SampleSource], max_bad_rate: float) -> 
     """
     problems = []
     for source in sources:
-        unusable = np.flatnonzero(source.lengths <= 0)
-        if len(unusable) > max_bad_rate * max(len(source), _FEWEST_READ):
-            first = int(unusable[0])
+        count, first = _unusable(source.lengths)
+        if count > max_bad_rate * max(len(source), _FEWEST_READ):
             problems.append(
-                f"source {source.name}: {len(unusable)} of {len(source)} samples cannot be used, more than "
+                f"source {source.name}: {count} of {len(source)} samples cannot be used, more than "
                 f"data.max_bad_rate={max_bad_rate:g}; the first is {source.key(first)}: {source.reason(first)}"
             )
     if problems:
         raise UserError(problems)
+
+
+def _unusable(lengths: np.ndarray) -> tuple[int, int]:
+    """How many have no length, and the first of them; some at a time, for they may be mapped from a large file."""
+    count, first = 0, -1
+    for start in range(0, len(lengths), _LOOKED_AT):
+        found = np.flatnonzero(lengths[start : start + _LOOKED_AT] <= 0)
+        if len(found) and not count:
+            first = start + int(found[0])
+        count += len(found)
+    return count, first
 
 
 class Quarantine:

@@ -24,13 +24,15 @@ from megatron_qwen3vl.errors import BadSample
 
 @dataclass(frozen=True)
 class Tokens:
-    """The fields of ``batch.Sample`` that need no pixels."""
+    """The fields of ``batch.Sample`` that need no pixels. ``spans`` int64 [V, 2]: where each image and each whole
+    video, timestamps included, begins and ends."""
 
     input_ids: np.ndarray
     labels: np.ndarray
     positions: np.ndarray
     visual_index: np.ndarray
     grids: np.ndarray
+    spans: np.ndarray
 
 
 def video_stamps(times: Sequence[float], style: str, vision: VisionConfig) -> list[str]:
@@ -72,14 +74,17 @@ def render(
         count = height * width // vision.spatial_merge_size**2
         put([tokenizer.vision_start, *[placeholder] * count, tokenizer.vision_end], False)
 
+    spans: list[tuple[int, int]] = []
     remaining = iter(grids)
     for piece in composition.pieces:
         if isinstance(piece, Text):
             put(piece.ids, piece.loss)
             continue
         groups, height, width = next(remaining)
+        begin = len(ids)
         if isinstance(piece, Picture):
             put_visual(tokenizer.image_pad, height, width)
+            spans.append((begin, len(ids)))
             continue
         assert isinstance(piece, Video), "a video file without the times of its frames"
         stamps = video_stamps(piece.times, style, vision)
@@ -88,7 +93,8 @@ def render(
         for text in stamps:
             put(tokenizer.encode(text), False)
             put_visual(tokenizer.video_pad, height, width)
-    return _finish(np.array(ids, np.int32), np.array(loss, bool), starts, rows, tokenizer, vision)
+        spans.append((begin, len(ids)))
+    return _finish(np.array(ids, np.int32), np.array(loss, bool), starts, rows, spans, tokenizer, vision)
 
 
 def _finish(
@@ -96,18 +102,19 @@ def _finish(
     loss: np.ndarray,
     starts: list[int],
     rows: list[tuple[int, int, int]],
+    spans: list[tuple[int, int]],
     tokenizer: Tokenizer,
     vision: VisionConfig,
 ) -> Tokens:
     grids = np.array(rows, np.int32).reshape(-1, 3)
     first = np.array(starts, np.int64)
     counts = grids[:, 1] * grids[:, 2] // vision.spatial_merge_size**2
-    spans = [np.arange(start, start + count) for start, count in zip(first, counts, strict=True)]
-    visual_index = np.concatenate([*spans, np.zeros(0, np.int64)]).astype(np.int32)
+    runs = [np.arange(start, start + count) for start, count in zip(first, counts, strict=True)]
+    visual_index = np.concatenate([*runs, np.zeros(0, np.int64)]).astype(np.int32)
     # Invariant 13: a text that smuggles in a placeholder would shift every feature behind it.
     if int(np.isin(ids, (tokenizer.image_pad, tokenizer.video_pad)).sum()) != len(visual_index):
         raise BadSample("text holds placeholder tokens")
     labels = np.full(len(ids), IGNORE, np.int32)
     labels[:-1] = np.where(loss[1:], ids[1:], IGNORE)
     positions = mrope_positions(len(ids), first, grids, vision.spatial_merge_size)
-    return Tokens(ids, labels, positions, visual_index, grids)
+    return Tokens(ids, labels, positions, visual_index, grids, np.array(spans, np.int64).reshape(-1, 2))

@@ -203,11 +203,31 @@ def take_stamp(shard: Shard, known: Stamp | None = None) -> Stamp:
         raise UserError(f"shards: cannot read {shard.place.name}: {error.strerror}") from None
 
 
+def version_of(shard: Shard) -> str:
+    """What changes whenever the shard does, found without reading it.
+
+    Raises:
+        UserError: the shard cannot be reached.
+    """
+    try:
+        if shard.is_tar:
+            return shard.place.version()
+        files = list(_loose_files(shard.folder))
+        size, mtime_ns = _folder_status(files)
+        return f"{len(files)} {size} {mtime_ns}"
+    except OSError as error:
+        raise UserError(f"shards: cannot read {shard.place.name}: {error.strerror}") from None
+
+
+def _folder_status(files: Iterable[Path]) -> tuple[int, int]:
+    """Bytes of all files, and the time of the latest."""
+    status = [path.stat() for path in files]
+    return sum(s.st_size for s in status), max((s.st_mtime_ns for s in status), default=0)
+
+
 def _folder_stamp(folder: Path, known: Stamp | None) -> Stamp:
     files = list(_loose_files(folder))
-    status = [path.stat() for path in files]
-    size = sum(s.st_size for s in status)
-    mtime_ns = max((s.st_mtime_ns for s in status), default=0)
+    size, mtime_ns = _folder_status(files)
     if known is not None and (known.size, known.mtime_ns) == (size, mtime_ns):
         return known
     digest = hashlib.sha256()

@@ -28,6 +28,7 @@ class Rules:
     vision: VisionConfig
     timestamps: str
     sampling: Sampling
+    split: bool = False  # documents longer than the sampling's sequence are divided into parts
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class FakeSource:
         return f"{self.name}/shard/{index}"
 
     def reason(self, index: int) -> str:
-        return "index says it is broken"
+        return "index says it is broken" if self.lengths[index] <= 0 else ""
 
     def read(self, index: int, pixels: bool) -> Sample:
         behaviour = self.behaviour.get(index, "")
