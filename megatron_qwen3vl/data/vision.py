@@ -28,6 +28,8 @@ from megatron_qwen3vl.errors import BadSample, UserError
 
 MAX_ASPECT = 200  # of smart_resize
 _FORMATS = ("JPEG", "PNG", "WEBP")
+# bytes -> a type of that size: copying moves whole rows of a patch instead of bytes, in a quarter of the time
+_ROWS = {16: torch.complex128, 8: torch.int64, 4: torch.int32}
 _PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
@@ -185,7 +187,8 @@ def decode(data: bytes) -> np.ndarray:
     """
     image = _open(data)
     try:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and others
         raise BadSample(f"image cannot be decoded: {error}") from error
 
@@ -277,15 +280,22 @@ def make_patches(frames: Sequence[np.ndarray], grid: tuple[int, int, int], visio
     """
     groups, rows, columns = grid
     size, merge, depth = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-    pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()  # [frames, 3, height, width]
-    resized = _resize(pixels, rows * size, columns * size)
+    # the fast kernel wants the channels last, as they come
+    pixels = torch.from_numpy(frames[0][None] if len(frames) == 1 else np.stack(frames)).permute(0, 3, 1, 2)
+    resized = _resize(pixels, rows * size, columns * size).contiguous()  # [frames, 3, height, width]
+    row = _ROWS.get(size, torch.uint8)  # one row of a patch at a time
+    rows_of_patches = resized.view(row)
     missing = groups * depth - len(frames)
-    if missing:
-        resized = torch.cat([resized, resized[-1:].expand(missing, -1, -1, -1)])
-    channels = resized.shape[1]
-    blocks = resized.reshape(groups, depth, channels, rows // merge, merge, size, columns // merge, merge, size)
+    if len(frames) == 1:
+        rows_of_patches = rows_of_patches.expand(groups * depth, -1, -1, -1)
+    elif missing:
+        rows_of_patches = torch.cat([rows_of_patches, rows_of_patches[-1:].expand(missing, -1, -1, -1)])
+    channels, width = resized.shape[1], size // row.itemsize
+    blocks = rows_of_patches.reshape(
+        groups, depth, channels, rows // merge, merge, size, columns // merge, merge, width
+    )
     # -> group, block row, block column, row in block, column in block, channel, time, row, column
-    ordered = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    ordered = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).contiguous().view(torch.uint8)
     return ordered.reshape(groups * rows * columns, channels * depth * size * size).numpy()
 
 
