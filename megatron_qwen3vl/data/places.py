@@ -11,15 +11,18 @@ from typing import BinaryIO, Protocol
 
 from megatron_qwen3vl.errors import BadSample
 
+CONTENT, TAG = "content", "tag"
+
 
 @dataclass(frozen=True)
 class Stamp:
     """Recognises a changed file. Equal size and time need no reading; a copied file has another time but the same
-    digest."""
+    digest. ``of``: what the sha256 ``digest`` is of, the file's CONTENT or the TAG that its server gives this state."""
 
     size: int
     mtime_ns: int
     digest: str
+    of: str = CONTENT
 
 
 class Place(Protocol):

@@ -18,8 +18,11 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from megatron_qwen3vl.config.paths import resource
+from megatron_qwen3vl.config.schema import StorageConfig
 from megatron_qwen3vl.data.limits import most_bytes
 from megatron_qwen3vl.data.places import LocalPlace, Place, Stamp
+from megatron_qwen3vl.data.remote import find_tars, is_address
+from megatron_qwen3vl.data.storage import without_credentials
 from megatron_qwen3vl.data.tar_headers import tar_members
 from megatron_qwen3vl.errors import BadSample, UserError
 
@@ -75,16 +78,25 @@ class Scan:
     damage: tuple[str, ...]
 
 
-def find_shards(spec: str | Sequence[str], base: Path) -> list[Shard]:
-    """The shards of a brace pattern, a folder, a tar or a list of these, relative to ``base``.
+def find_shards(spec: str | Sequence[str], base: Path, storage: StorageConfig | None = None) -> list[Shard]:
+    """The shards of a brace pattern, a folder, a tar or a list of these, relative to ``base``; or behind addresses.
 
     A folder stands for the tars below it, in order of their names, or, without any tar, for its loose files.
 
+    Args:
+        storage: how addresses are read; None refuses them.
+
     Raises:
-        UserError: an address, a missing file, a folder without samples, or a shard named twice.
+        UserError: a missing file, a folder without samples, a shard named twice, or a server that cannot be reached.
     """
     entries = [spec] if isinstance(spec, str) else list(spec)
     problems: list[str] = []
+    if any(is_address(entry) for entry in entries):
+        if storage is None:
+            raise UserError(f"shards: {without_credentials(entries[0])}: addresses are not read here; copy the shards")
+        if not all(is_address(entry) for entry in entries):
+            raise UserError("shards: names files and addresses; give each kind a source of its own")
+        return [Shard(*found) for found in find_tars(_expand_all(entries), storage)]
     paths: list[Path] = []
     roots: list[Path] = []
     for entry in entries:
@@ -121,9 +133,16 @@ def _how_to_get(missing: Path, base: Path) -> str:
     return f"build it: {command} (launch/data.sh builds all)"
 
 
+def _expand_all(addresses: Sequence[str]) -> list[str]:
+    try:
+        return [name for entry in addresses for name in expand_urls(entry) if name]
+    except ValueError as error:
+        raise UserError(f"shards: {without_credentials(addresses[0])} is not a brace pattern ({error})") from None
+
+
 def _expand(entry: str, base: Path, problems: list[str]) -> list[Path]:
-    if "://" in entry or entry.startswith("pipe:"):
-        problems.append(f"shards: {entry} is an address, which is not supported yet; copy the shards to a folder")
+    if entry.startswith("pipe:"):
+        problems.append(f"shards: {entry} would start a program, which is never done; name files or addresses")
         return []
     try:
         names = expand_urls(entry)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import os
 import random
 import re
@@ -22,7 +23,7 @@ from obstore.exceptions import BaseError, NotSupportedError, PermissionDeniedErr
 from obstore.store import GCSStore, HTTPStore, ObjectStore, S3Store
 
 from megatron_qwen3vl.config.schema import StorageConfig
-from megatron_qwen3vl.data.places import Stamp
+from megatron_qwen3vl.data.places import TAG, Stamp
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig  # exist for type checkers only
@@ -119,12 +120,12 @@ def put(address: str, storage: StorageConfig, data: bytes) -> None:
     _persistently(address, storage, "it", ask)
 
 
-def list_files(address: str, storage: StorageConfig) -> list[str]:
-    """Paths inside the bucket of all files below a folder of it. Raises StorageError."""
+def list_files(address: str, storage: StorageConfig) -> list[tuple[str, Stamp]]:
+    """Paths inside the bucket of all files below a folder of it, and their states. Raises StorageError."""
 
-    def ask() -> list[str]:
+    def ask() -> list[tuple[str, Stamp]]:
         store, prefix = _store_of(address.rstrip("/") + "/", storage)
-        return [entry["path"] for chunk in obstore.list(store, prefix or None) for entry in chunk]
+        return [(entry["path"], _stamp_of(entry)) for chunk in obstore.list(store, prefix or None) for entry in chunk]
 
     return _persistently(address, storage, "its list", ask)
 
@@ -155,9 +156,9 @@ def _persistently(address: str, storage: StorageConfig, what: str, attempt: Call
 
 
 def _stamp_of(meta: Any) -> Stamp:
-    modified = meta["last_modified"]
-    digest = f"ETag {meta['e_tag']}" if meta["e_tag"] else f"Last-Modified {modified:%Y-%m-%d %H:%M:%S}"
-    return Stamp(meta["size"], int(modified.timestamp()) * 10**9, digest)
+    seconds = int(meta["last_modified"].timestamp())
+    tag = meta["e_tag"].removeprefix("W/").strip('"') if meta["e_tag"] else f"Last-Modified {seconds}"
+    return Stamp(meta["size"], seconds * 10**9, hashlib.sha256(tag.encode()).hexdigest(), TAG)
 
 
 def _wait_s(number: int, first_s: float) -> float:

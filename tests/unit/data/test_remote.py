@@ -22,7 +22,7 @@ from megatron_qwen3vl.errors import BadSample
 STORAGE = StorageConfig(
     retries=3,
     backoff_s=0.001,
-    timeout_s=0.3,
+    timeout_s=20.0,
     endpoint=None,
     anonymous=True,
     indexes=None,
@@ -64,8 +64,13 @@ def test_reads_what_the_local_file_holds(server: FaultyServer, place: RemotePlac
         assert file.read() == DATA[-100:]
 
 
+def impatient(fault: str) -> StorageConfig:
+    return replace(STORAGE, timeout_s=0.5) if fault == "stall" else STORAGE
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_fault_is_tried_again(server: FaultyServer, place: RemotePlace, fault: str) -> None:
+def test_every_fault_is_tried_again(server: FaultyServer, fault: str) -> None:
+    place = RemotePlace(f"{server.address}/a.tar", impatient(fault))
     server.script(fault, fault)
     assert place.read(1000, 5000) == DATA[1000:6000]
     assert [request.fault for request in server.requests] == [fault, fault, None]
@@ -79,7 +84,7 @@ def test_every_fault_is_tried_again(server: FaultyServer, place: RemotePlace, fa
         ("short", "bytes 1000 to 3500 came"),
         ("cut", "connection ended too early"),
         ("reset", "connection"),
-        ("stall", "nothing came for 0.3 s"),
+        ("stall", "nothing came for 0.5 s"),
         ("whole", "whole file where a range was asked for"),
         ("shifted", "bytes 0 to 5000 came"),
     ],
@@ -88,7 +93,7 @@ def test_after_the_last_try_address_bytes_and_what_happened_are_named(
     server: FaultyServer, fault: str, said: str
 ) -> None:
     server.script(*[fault] * 4)
-    place = RemotePlace(f"{server.address.replace('//', '//me:secret@')}/a.tar?X-Signature=secret", STORAGE)
+    place = RemotePlace(f"{server.address.replace('//', '//me:secret@')}/a.tar?X-Signature=secret", impatient(fault))
     with pytest.raises(OSError) as error:
         place.read(1000, 5000)
     text = str(error.value)
@@ -102,14 +107,14 @@ def test_what_no_other_try_would_mend_is_not_tried(server: FaultyServer, tmp_pat
         RemotePlace(f"{server.address}/none.tar", STORAGE).read(0, 10)
     assert len(server.requests) == 1
     with pytest.raises(StorageError, match="in 4 tries; the last: (no server there|the connection)"):
-        RemotePlace("http://127.0.0.1:9/a.tar", STORAGE).read(0, 10)
+        RemotePlace("http://127.0.0.1:9/a.tar?secret", STORAGE).read(0, 10)
 
 
 def test_bytes_of_another_state_are_never_given(server: FaultyServer, place: RemotePlace) -> None:
     pinned = place.pinned(place.stamp())
     assert pinned.read(0, 10) == DATA[:10]
     server.etags["a.tar"] = '"other"'
-    with pytest.raises(StorageError, match="changed while it was in use .*ETag \"other\""):
+    with pytest.raises(StorageError, match="changed while it was in use .*another ETag"):
         pinned.read(0, 10)
     del server.etags["a.tar"]
     assert pinned.read(0, 10) == DATA[:10]
@@ -143,12 +148,12 @@ def test_buckets_are_listed_read_and_written(server: FaultyServer, scheme: str) 
         (server.folder / "bucket" / name).parent.mkdir(parents=True, exist_ok=True)
         (server.folder / "bucket" / name).write_bytes(name.encode())
     tars = list_tars(f"{scheme}://bucket/p/", storage)
-    assert tars == [f"{scheme}://bucket/p/{name}.tar" for name in ("a/10", "a/2", "a-b")]
+    assert [tar.name for tar in tars] == [f"{scheme}://bucket/p/{name}.tar" for name in ("a/10", "a/2", "a-b")]
     assert [str(path) for path in sorted(Path("p").joinpath(n) for n in ("a-b.tar", "a/2.tar", "a/10.tar"))] == [
-        tar.split("/", 3)[3] for tar in tars
+        tar.name.split("/", 3)[3] for tar in tars
     ], "as a local folder is ordered"
-    assert [RemotePlace(tar, storage).read(2, 3) for tar in tars] == [b"a/1", b"a/2", b"a-b"]
-    beside = RemotePlace(tars[0], storage).sibling(".idx")
+    assert [tar.read(2, 3) for tar in tars] == [b"a/1", b"a/2", b"a-b"]
+    beside = tars[0].sibling(".idx")
     with pytest.raises(FileNotFoundError):
         beside.content()
     if scheme == "s3":
