@@ -6,7 +6,7 @@ if ! cmp -s pyproject.toml "$stamp"; then
     [ -x .venv/bin/python ] || "${PYTHON:-$(command -v python3.11 || command -v python3)}" -m venv .venv
     # torch first and alone: whatever follows then finds the version that is there
     .venv/bin/python -m pip install --quiet "torch==${TORCH_VERSION:-2.13.0}"
-    .venv/bin/python -m pip install --quiet -e '.[dev,data]'
+    .venv/bin/python -m pip install --quiet -e '.[dev,data,import]'
     cp pyproject.toml "$stamp"
 fi
 PATH="$PWD/.venv/bin:$PATH"

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from megatron_qwen3vl.errors import UserError
-from megatron_qwen3vl.importers import mmc4, obelics, pairs, pdf, text_rows, video_captions
+from megatron_qwen3vl.importers import (
+    coco,
+    mmc4,
+    obelics,
+    objects365,
+    omni3d,
+    openimages,
+    pairs,
+    pdf,
+    pixmo_points,
+    refcoco,
+    text_rows,
+    video_captions,
+)
 from megatron_qwen3vl.importers.frame import Format
 
 # Libraries that only some formats need are imported when one is read (frame.needs).
@@ -17,6 +30,12 @@ FORMATS: dict[str, Format] = {
         mmc4.MMC4,
         pdf.PDF,
         video_captions.ACTIVITYNET,
+        coco.COCO,
+        objects365.OBJECTS365,
+        openimages.OPENIMAGES,
+        refcoco.REFCOCO,
+        pixmo_points.PIXMO_POINTS,
+        omni3d.OMNI3D,
     )
 }
 
