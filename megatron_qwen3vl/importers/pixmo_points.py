@@ -94,13 +94,13 @@ def _rows(source: Path) -> Iterator[tuple[str, list[Any]]]:
     files = find_files(source, (".parquet", ".jsonl", ".jsonl.gz"), "Parquet files or JSON lines")
     for path in files:
         for number, values in enumerate(_parquet(path) if path.suffix == ".parquet" else _json_lines(path), 1):
-            where = f"{path}, row {number}: "
+            where = f"{path}, row {number}"
             label = member(values, "label", str, where)
             points = []
             for place, point in enumerate(member(values, "points", list, where)):
                 if not isinstance(point, Mapping):
-                    raise UserError(f"{where}points[{place}] is not {{x, y}}")
-                points.append([member(point, axis, NUMBER, f"{where}points[{place}]") for axis in ("x", "y")])
+                    raise UserError(f"{where}: points[{place}] is not {{x, y}}")
+                points.append([member(point, axis, NUMBER, f"{where}: points[{place}]") for axis in ("x", "y")])
             sha256, names = str(values.get(SHA256) or ""), _names(values, where)
             yield sha256 or names[0], [label, points, sha256, names]
 

@@ -7,6 +7,7 @@ instruction's name. Protocols 0 to 5, as Python 2 and 3 write them.
 
 from __future__ import annotations
 
+import io
 import pickletools
 from collections.abc import Callable
 from pathlib import Path
@@ -50,9 +51,9 @@ def load_plain(path: Path) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     try:
-        with open(path, "rb") as file:
-            for opcode, argument, _ in pickletools.genops(file):
-                _follow(opcode.name, argument, stack, memo)
+        # From memory: a length that a file declares is reserved before it is read, and here no more than there is.
+        for opcode, argument, _ in pickletools.genops(io.BytesIO(path.read_bytes())):
+            _follow(opcode.name, argument, stack, memo)
         (value,) = stack
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error

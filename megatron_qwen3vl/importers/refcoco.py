@@ -190,8 +190,9 @@ def _make(
         box = frame.box(left, top, left + width, top + height, 0.0)
         if box is None:
             continue
-        if choose.number(1000) < 1000 * settings.describe:
-            asked.setdefault(choose.pick(DESCRIBE).format(meant.category, list(box)), meant.expression)
+        question = choose.pick(DESCRIBE).format(meant.category, list(box))
+        if choose.number(1000) < 1000 * settings.describe and question not in asked:
+            asked[question] = meant.expression
         else:
             answer = json.dumps({"bbox_2d": list(box), "label": meant.category}, ensure_ascii=False)
             asked.setdefault(choose.pick(FIND).format(meant.expression), answer)
