@@ -19,6 +19,7 @@ from megatron_qwen3vl.importers.settings import CommonSettings, describe, read_s
 
 USAGE = "usage: megatron-qwen3vl data import FORMAT SOURCE OUT [key=value ...]"
 SECONDS_BETWEEN_LOOKS = 0.2
+FEW_SHARDS = 8  # are indexed here: starting processes would take longer
 
 
 def import_command(arguments: Sequence[str], index: Callable[[list[str]], int]) -> int:
@@ -52,7 +53,8 @@ def import_command(arguments: Sequence[str], index: Callable[[list[str]], int]) 
     tokenizer = [] if common.tokenizer is None else [f"tokenizer={common.tokenizer}"]
     for summary in summaries:
         if common.index and summary.mark.samples:
-            index([str(task.out / summary.name), *tokenizer])
+            workers = ["--workers", "1"] if summary.mark.shards < FEW_SHARDS else []
+            index([str(task.out / summary.name), *workers, *tokenizer])
     return 0
 
 

@@ -14,7 +14,7 @@ from text_and_media_sets import address, mmc4_row, named, run, webdataset_sample
 
 from megatron_qwen3vl.errors import UserError
 
-ROWS = [["Before.\n\nAll.", 0, "between", 1, 2, "after"], [3, "one image, then text"], ["no image at all"], [0, 0, "twice"]]
+ROWS = [["Before.\n\nAll.", 0, "between", 1, 2, "after"], [3, "one, then text"], ["no image at all"], [0, 0, "twice"]]
 
 
 def shown(sample: dict) -> list[str | bytes]:
@@ -33,8 +33,8 @@ def test_obelics(tmp_path: Path, as_json: bool) -> None:
         rows = pq.read_table(tmp_path / "obelics" / "train-00000-of-00001.parquet").to_pylist()
     expected = [
         [
-            words if shown_at is None else (images / f"{hashlib.sha256(shown_at.encode()).hexdigest()}.png").read_bytes()
-            for shown_at, words in zip(row["images"], row["texts"], strict=True)
+            words if at is None else (images / f"{hashlib.sha256(at.encode()).hexdigest()}.png").read_bytes()
+            for at, words in zip(row["images"], row["texts"], strict=True)
         ]
         for row in rows
         if any(row["images"])
@@ -79,7 +79,8 @@ def test_obelics_images_that_img2dataset_fetched(tmp_path: Path) -> None:
     assert shown(sample) == ["a", picture(40, 50, "JPEG", 0), picture(40, 50, "JPEG", 2)] and summary.mark.notes == 1
 
     listed = tmp_path / "list.jsonl"
-    listed.write_text("".join(json.dumps({"url": address(n), "file": f"00000/00000{n:04d}.jpg"}) + "\n" for n in (0, 2)))
+    lines = [json.dumps({"url": address(n), "file": f"00000/00000{n:04d}.jpg"}) for n in (0, 2)]
+    listed.write_text("\n".join(lines))
     run("obelics", tmp_path / "obelics", tmp_path / "2", f"images={images}", f"find={listed}", "held_out=0")
     assert [shown(each) for each in webdataset_samples(tmp_path / "2" / "train").values()] == [shown(sample)]
 
@@ -107,8 +108,10 @@ def test_mmc4(tmp_path: Path, zipped: bool) -> None:
     a, b, c = (path.read_bytes() for path in sorted(files.rglob("*.jpg")))
     (summary,) = run("mmc4", tmp_path / "mmc4", tmp_path / "out", f"images={files}", "held_out=0")
     found = [shown(sample) for sample in webdataset_samples(tmp_path / "out" / "train").values()]
-    assert found == [[a, "One. Two.", b, c, "Three. Four."], [a, "Last."]] and summary.mark.unwanted == {"min_images": 1}
-    run("mmc4", tmp_path / "mmc4", tmp_path / "2", f"images={files}", "held_out=0", "min_similarity=0.22", "min_images=0")
+    assert found == [[a, "One. Two.", b, c, "Three. Four."], [a, "Last."]]
+    assert summary.mark.unwanted == {"min_images": 1}
+    words = (f"images={files}", "held_out=0", "min_similarity=0.22", "min_images=0")
+    run("mmc4", tmp_path / "mmc4", tmp_path / "2", *words)
     found = [shown(sample) for sample in webdataset_samples(tmp_path / "2" / "train").values()]
     assert found == [[a, "One. Two.", b, "Three. Four."], ["Only text."], ["Last."]]
     flat = next(files.iterdir())

@@ -80,8 +80,8 @@ def test_bad_pairs_are_named(tmp_path: Path) -> None:
     assert [key for key in found if "_" not in key] == ["good", "drawing"] and "0.png" in found["drawing"]
     reasons = named(summary)
     assert set(reasons) >= {"broken", "bare", "two", "latin", "facts"} and summary.mark.left_out >= 6
-    for key, words in (("broken", "image"), ("bare", ".txt"), ("two", "2 images"), ("latin", "UTF-8"), ("facts", "JSON")):
-        assert words in reasons[key]
+    said = {"broken": "image", "bare": ".txt", "two": "2 images", "latin": "UTF-8", "facts": "JSON"}
+    assert all(words in reasons[key] for key, words in said.items())
     assert any("cut off" in reason or "closing" in reason for reason in reasons.values())
 
 
@@ -92,4 +92,5 @@ def test_another_format_and_wrong_keys(tmp_path: Path) -> None:
         run("pairs", tmp_path, tmp_path / "out")
     with pytest.raises(UserError) as error:
         run("pairs", tmp_path, tmp_path / "out", "where=similarity", "max_aspect=0.5", "min_side=x", "nonsense=1")
-    assert [problem.split(":")[0] for problem in error.value.problems] == ["nonsense=1", "min_side", "where", "max_aspect"]
+    keys = [problem.split(":")[0] for problem in error.value.problems]
+    assert keys == ["nonsense=1", "min_side", "where", "max_aspect"]

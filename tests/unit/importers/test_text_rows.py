@@ -14,7 +14,11 @@ from text_and_media_sets import named, run, webdataset_samples
 from megatron_qwen3vl.errors import UserError
 
 TEXTS = ["One.", "Ünïcode 漢字 <|im_end|>", "Two\nlines", "x" * 50]
-CHAT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]  # fmt: skip
+CHAT = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Yes."},
+]
 
 
 def body(text: str) -> dict:

@@ -106,8 +106,8 @@ def test_bad_videos_are_named(tmp_path: Path) -> None:
     captions["v_late"] = good | {"timestamps": [[9, 10], [8, 20], [11, 12]]}
     captions["v_twice"] = good | {"sentences": ["The same."] * 3}
     (tmp_path / "in" / "captions.json").write_text(json.dumps(captions))
-    (summary,) = run("activitynet", tmp_path / "in" / "captions.json", tmp_path / "out", f"videos={videos}", "held_out=0",
-                     "tasks=grounding")  # fmt: skip
+    words = (f"videos={videos}", "held_out=0", "tasks=grounding")
+    (summary,) = run("activitynet", tmp_path / "in" / "captions.json", tmp_path / "out", *words)
     reasons = named(summary)
     assert summary.mark.samples == 2 and summary.mark.left_out == 7
     for name, words in (("v_missing", "no such video"), ("v_broken", "video"), ("v_lengths", "one length"),

@@ -148,17 +148,19 @@ def write_mmc4(folder: Path, rows: Sequence[dict[str, Any]], names: Sequence[str
     return files
 
 
-def make_pdf(pages: Sequence[Sequence[tuple[float, float, float, str]]], size: tuple[float, float] = (300, 400)) -> bytes:
-    """Lines (points from the left, from the bottom, size of the type, words) of each page, by PDF 1.4's own words."""
+Drawn = tuple[float, float, float, str]  # points from the left, points from the bottom, size of the type, words
+
+
+def make_pdf(pages: Sequence[Sequence[Drawn]], size: tuple[float, float] = (300, 400)) -> bytes:
+    """Pages with these lines, in PDF 1.4's own words."""
     objects = [b"<< /Type /Catalog /Pages 2 0 R >>", b"", b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"]
     kids = []
     for lines in pages:
         drawn = "".join(f"BT /F1 {type_} Tf {x} {y} Td ({words}) Tj ET\n" for x, y, type_, words in lines).encode()
         objects.append(b"<< /Length %d >>\nstream\n%sendstream" % (len(drawn), drawn))
-        objects.append(
-            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 %g %g] /Contents %d 0 R /Resources << /Font << /F1 3 0 R >> >> >>"
-            % (*size, len(objects))
-        )
+        fonts = b"/Resources << /Font << /F1 3 0 R >> >>"
+        box = b"/MediaBox [0 0 %g %g]" % size
+        objects.append(b"<< /Type /Page /Parent 2 0 R %s /Contents %d 0 R %s >>" % (box, len(objects), fonts))
         kids.append(f"{len(objects)} 0 R")
     objects[1] = f"<< /Type /Pages /Count {len(kids)} /Kids [{' '.join(kids)}] >>".encode()
     out = io.BytesIO()
@@ -174,7 +176,7 @@ def make_pdf(pages: Sequence[Sequence[tuple[float, float, float, str]]], size: t
     return out.getvalue()
 
 
-def page_of(number: int) -> list[tuple[float, float, float, str]]:
+def page_of(number: int) -> list[Drawn]:
     """A heading, a paragraph of two lines, and a list."""
     return [
         (30, 350, 20, f"Chapter {number}"),
