@@ -32,7 +32,7 @@ usage: megatron-qwen3vl COMMAND ...
   data build RECIPE OUT                   make shards from a domain recipe
   data import FORMAT SOURCE OUT [key=value ...]
                                           shards from a public data set as it is on disk; --help lists the formats
-  data index PATH [--workers N] [key=value ...]
+  data index PATH|ADDRESS [--to FOLDER|beside] [--workers N] [key=value ...]
                                           index existing tar files, in as many processes as there are cores
   data inspect PATH [--html FILE] [key=value ...]
                                           what shards or a mixture hold; a page of packs as the model gets them
@@ -157,7 +157,7 @@ def _data_build(arguments: list[str]) -> int:
     for split in build(find_path(recipe), Path(out), _show_progress):
         size = f"{split.num_bytes / 1e6:.1f} MB"
         print(f"{out}/{split.name}: {split.samples:,} samples, {len(split.shards)} shards, {size}")
-        _index([f"{out}/{split.name}"], 1)  # a built domain has few shards: starting processes would take longer
+        _index([f"{out}/{split.name}"], None, 1)  # a built domain has few shards: starting processes would take longer
     return DONE
 
 
@@ -168,29 +168,37 @@ def _data_import(arguments: list[str]) -> int:
 
 
 def _data_index(arguments: list[str]) -> int:
-    usage = "usage: megatron-qwen3vl data index PATH [--workers N] [key=value ...]"
-    words = [word for a in arguments for word in (a.split("=", 1) if a.startswith("--workers=") else [a])]
-    workers = None
-    if "--workers" in words:
-        place = words.index("--workers")
-        value = "".join(words[place + 1 : place + 2])
-        if not value.isdecimal() or int(value) < 1:
-            raise UserError([f"data index --workers: {value!r} must be a number of processes, at least 1", usage])
-        workers = int(value)
-        del words[place : place + 2]
-    _index(words, workers)
+    usage = "usage: megatron-qwen3vl data index PATH|ADDRESS [--to FOLDER|beside] [--workers N] [key=value ...]"
+    words = [word for a in arguments for word in (a.split("=", 1) if a.startswith("--") else [a])]
+    values: dict[str, str] = {}
+    for option in ("--workers", "--to"):
+        if option in words:
+            place = words.index(option)
+            values[option] = "".join(words[place + 1 : place + 2])
+            del words[place : place + 2]
+    workers = values.get("--workers")
+    if workers is not None and (not workers.isdecimal() or int(workers) < 1):
+        raise UserError([f"data index --workers: {workers!r} must be a number of processes, at least 1", usage])
+    if values.get("--to") == "":
+        raise UserError(["data index --to: needs a folder, or beside", usage])
+    _index(words, values.get("--to"), int(workers) if workers is not None else None)
     return DONE
 
 
-def _index(arguments: list[str], workers: int | None) -> None:
-    path, ingredients, _ = _shards_and_tokenizer("data index", arguments)
+def _index(arguments: list[str], to: str | None, workers: int | None) -> None:
+    path, ingredients, config = _shards_and_tokenizer("data index", arguments)
 
-    from megatron_qwen3vl.data.indexing import count_shards, index_shards
+    from megatron_qwen3vl.data.indexing import index_shards
     from megatron_qwen3vl.data.processes import available_cores
     from megatron_qwen3vl.data.progress import ShardProgress
+    from megatron_qwen3vl.data.remote import BESIDE, check_index_target
+    from megatron_qwen3vl.data.shards import find_shards
 
-    with ShardProgress(f"data index {path}", count_shards(path)) as progress:
-        results = index_shards(path, ingredients.tokenizer, workers or available_cores(), progress.advance)
+    check_index_target(path, to)
+    folder = None if to is None or to == BESIDE else Path(to).absolute()
+    shards = find_shards(path, Path.cwd(), config.storage)
+    with ShardProgress(f"data index {path}", len(shards)) as progress:
+        results = index_shards(shards, ingredients.tokenizer, folder, workers or available_cores(), progress.advance)
     done = [result for result in results if result.problem is None]
     made = [result for result in done if result.made]
     kept = f" ({len(done) - len(made)} were current)" if len(made) < len(done) else ""
@@ -216,7 +224,7 @@ def _data_inspect(arguments: list[str]) -> int:
     from megatron_qwen3vl.report.inspect import inspect_path
 
     target = Path(page) if page is not None else None
-    print(inspect_path(find_path(str(path)), config, ingredients.tokenizer, ingredients.limits, target))
+    print(inspect_path(find_path(path), config, ingredients.tokenizer, ingredients.limits, target))
     return DONE
 
 
@@ -280,7 +288,7 @@ def _data_sheet(arguments: list[str]) -> int:
     return DONE
 
 
-def _shards_and_tokenizer(command: str, arguments: list[str]) -> tuple[Path, Ingredients, RunConfig]:
+def _shards_and_tokenizer(command: str, arguments: list[str]) -> tuple[str, Ingredients, RunConfig]:
     """``PATH [key=value ...]``: what counts tokens and pixels is found as for ``pretrain``, by its keys."""
     overrides, _ = _split([argument for argument in arguments if "=" in argument], ())
     (path,) = _positional(command, [argument for argument in arguments if "=" not in argument], ("PATH",))
@@ -293,7 +301,7 @@ def _shards_and_tokenizer(command: str, arguments: list[str]) -> tuple[Path, Ing
     ingredients = find_ingredients(
         config.model, config.dtype, config.run.init_from, config.tokenizer, config.run.init_language
     )
-    return Path(path), ingredients, config
+    return path, ingredients, config
 
 
 def _show_progress(done: int, planned: int) -> None:

@@ -25,6 +25,7 @@ from typing import BinaryIO
 import numpy as np
 
 from megatron_qwen3vl.data.index import ShardIndex
+from megatron_qwen3vl.data.index_files import bring_indexes
 from megatron_qwen3vl.data.indexing import get_index
 from megatron_qwen3vl.data.lengths import ShardRows, measure_shard
 from megatron_qwen3vl.data.processes import ProcessDied, available_cores, map_in_order
@@ -155,6 +156,8 @@ def _measure_all(name: str, shards: Sequence[Shard], job: _Job) -> Iterator[Meas
     problems: list[str] = []
     # what is not kept in a file would have to travel
     processes = min(available_cores(), 1 + len(shards) // _SHARDS_PER_PROCESS) if job.cache is not None else 1
+    if job.cache is not None:
+        bring_indexes(shards, job.rules.tokenizer, job.cache)
     with ShardProgress(f"source {name}: lengths", len(shards)) as progress:
         for shard, measured in zip(shards, map_in_order(_measure, job, shards, processes), strict=True):
             if isinstance(measured, UserError):

@@ -16,6 +16,9 @@ from megatron_qwen3vl.data.video import probe
 from megatron_qwen3vl.data.vision import image_size
 from megatron_qwen3vl.errors import BadSample
 
+_HEAD = 32 * 1024  # bytes in which nearly every JPEG has its header
+_JPEG, _SEVERAL_PICTURES = b"\xff\xd8\xff", b"MPF\0"
+
 MEDIA_FREE = ("json", "txt")  # what rendering reads without pixels
 
 
@@ -97,7 +100,7 @@ def _look_at(visual: Picture | Video | VideoFile, shard: Shard, key: str, files:
         base: Fraction = facts.time_base
         return Visual(facts.height, facts.width, len(facts.ticks), 0.0, (base.numerator, base.denominator), facts.ticks)
     names = (visual.member,) if isinstance(visual, Picture) else visual.frames
-    sizes = {image_size(read_member(shard, key, files[name])) for name in set(names)}
+    sizes = {_size_of(shard, key, files[name]) for name in set(names)}
     if len(sizes) > 1:
         raise BadSample(f"frames of a video differ in size: {sorted(sizes)[:3]}")
     height, width = sizes.pop()
@@ -106,6 +109,18 @@ def _look_at(visual: Picture | Video | VideoFile, shard: Shard, key: str, files:
     if visual.fps is not None:
         return Visual(height, width, len(names), visual.fps)
     return Visual(height, width, len(names), ticks=np.array(visual.times, np.float64).view(np.int64))
+
+
+def _size_of(shard: Shard, key: str, member: Member) -> tuple[int, int]:
+    """Of a JPEG from its head, where all of its header is there: the rest is not read."""
+    if member.size > _HEAD:
+        head = read_member(shard, key, Member(member.name, member.offset, _HEAD))
+        if head.startswith(_JPEG) and _SEVERAL_PICTURES not in head:
+            try:
+                return image_size(head)
+            except BadSample:
+                pass  # a header longer than that, or none: the whole file decides
+    return image_size(read_member(shard, key, member))
 
 
 def read_record(shard: Shard, key: str, members: Sequence[Member]) -> Record:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -162,12 +162,19 @@ def read_index(path: Path) -> ShardIndex:
         UserError: absent, or not a whole index file.
     """
     try:
-        with open(path, "rb") as file:
-            if file.read(8) != MAGIC:
-                raise ValueError("not an index of this version")
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, path.stat().st_size)))
         content = np.asarray(np.memmap(path, np.uint8, "r"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable index ({error}); run `data index` again") from None
+    return replace(parse_index(content, str(path)), path=path)
+
+
+def parse_index(content: np.ndarray, name: str) -> ShardIndex:
+    """An index from the bytes of its file, uint8 [size]; ``name`` is for messages. Raises UserError."""
+    try:
+        if content[: len(MAGIC)].tobytes() != MAGIC:
+            raise ValueError("not an index of this version")
+        length = int.from_bytes(content[8:16].tobytes(), "little")
+        header = json.loads(content[16 : 16 + length].tobytes())
         arrays = {}
         for row in header["arrays"]:
             if row["name"] not in ARRAYS and row["name"].partition("/")[0] not in COUNTS:
@@ -175,10 +182,10 @@ def read_index(path: Path) -> ShardIndex:
             kind = np.dtype(ARRAYS.get(row["name"], "<i4"))
             start = 16 + length + row["offset"]
             arrays[row["name"]] = content[start : start + row["length"] * kind.itemsize].view(kind)
-        index = ShardIndex(path, Stamp(**header["stamp"]), tuple(header["damage"]), arrays)
+        index = ShardIndex(None, Stamp(**header["stamp"]), tuple(header["damage"]), arrays)
         _check_whole(index, header["arrays"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path} is not a readable index ({error}); run `data index` again") from None
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+        raise UserError(f"{name} is not a readable index ({error}); run `data index` again") from None
     return index
 
 

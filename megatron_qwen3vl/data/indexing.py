@@ -6,11 +6,11 @@ passed over, so that a broken-off run goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
-import os
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,10 @@ from megatron_qwen3vl.data.index import (
     read_index,
     write_index,
 )
+from megatron_qwen3vl.data.index_files import get_remote_index, is_of, stored_path
 from megatron_qwen3vl.data.processes import ProcessDied, map_in_order
-from megatron_qwen3vl.data.shards import Group, Shard, find_shards, scan, take_stamp
+from megatron_qwen3vl.data.remote import RemotePlace
+from megatron_qwen3vl.data.shards import Group, Shard, scan, take_stamp
 from megatron_qwen3vl.data.timestamps import to_runs
 from megatron_qwen3vl.data.tokenizer import Tokenizer
 from megatron_qwen3vl.errors import UserError
@@ -47,22 +49,19 @@ class Indexed:
 
 
 def index_shards(
-    path: Path, tokenizer: Tokenizer, num_processes: int, progress: Callable[[int], None]
+    shards: Sequence[Shard], tokenizer: Tokenizer, to: Path | None, num_processes: int, progress: Callable[[int], None]
 ) -> list[Indexed]:
-    """Write the indexes of every shard of a folder, or of one tar, beside the shards (``data index``).
+    """Write the index of every shard (``data index``) beside it or, with ``to``, into that folder.
 
     Counts made with other tokenizers are kept as long as the shard has not changed. A shard that cannot be indexed
     does not stop the others.
 
     Args:
         progress: called after each shard with the number of its samples.
-
-    Raises:
-        UserError: no shards.
     """
-    shards = find_shards(str(path), Path.cwd())
     results = []
-    for shard, result in zip(shards, map_in_order(index_one, tokenizer, shards, num_processes), strict=True):
+    job = IndexJob(tokenizer, to)
+    for shard, result in zip(shards, map_in_order(index_one, job, shards, num_processes), strict=True):
         if isinstance(result, ProcessDied):
             problem = f"{shard.place.name}: {result}; memory may have run out: try fewer --workers"
             result = Indexed(shard.name, problem=problem)
@@ -71,19 +70,40 @@ def index_shards(
     return results
 
 
-def count_shards(path: Path) -> int:
-    """How many ``index_shards`` will walk over. Raises UserError where there are none."""
-    return len(find_shards(str(path), Path.cwd()))
+@dataclass(frozen=True)
+class IndexJob:
+    """``to``: a folder for the indexes; None: beside each shard."""
+
+    tokenizer: Tokenizer
+    to: Path | None
 
 
-def index_one(tokenizer: Tokenizer, shard: Shard) -> Indexed:
-    """Bring the index beside one shard up to date. Never raises."""
+def index_one(job: IndexJob, shard: Shard) -> Indexed:
+    """Bring the index of one shard up to date. Never raises."""
+    if job.to is not None:
+        return _index_into(stored_path(shard, job.tokenizer, job.to), shard, job.tokenizer)
+    if not isinstance(shard.beside, RemotePlace):
+        return _index_into(index_path(shard), shard, job.tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "idx"
+        try:
+            with suppress(FileNotFoundError):
+                target.write_bytes(shard.beside.content())
+            result = _index_into(target, shard, job.tokenizer)
+            if result.made:
+                shard.beside.write(target.read_bytes())
+        except OSError as error:
+            return Indexed(shard.name, problem=f"data index: {error.strerror}")
+    return result
+
+
+def _index_into(target: Path, shard: Shard, tokenizer: Tokenizer) -> Indexed:
     begun = time.process_time()
-    target = index_path(shard)
     try:
         index, made = _current(shard, tokenizer, target), False
         if index is None:
             index, made = _with_counts_of(build_index(shard, tokenizer), target), True
+            target.parent.mkdir(parents=True, exist_ok=True)
             write_index(index, target)
         return Indexed(
             name=shard.name,
@@ -106,12 +126,15 @@ def get_index(shard: Shard, tokenizer: Tokenizer, cache: Path | None) -> ShardIn
     Nothing is written beside the shard. With ``cache`` None, what is made stays in memory.
 
     Raises:
-        UserError: the index beside the shard is of another state of the shard, or unreadable.
+        UserError: the index beside the shard is of another state of the shard, or unreadable; a shard behind an
+            address that has none.
     """
+    if isinstance(shard.place, RemotePlace):
+        return get_remote_index(shard, tokenizer, cache)
     beside = index_path(shard)
     if beside.is_file() and not is_earlier(beside):
         index = read_index(beside)
-        if not _is_of(index, shard):
+        if not is_of(index, shard):
             name = shard.place.name
             raise UserError(
                 f"{name} has changed since it was indexed; run `data index {name}` again to use it as it is now, "
@@ -121,10 +144,10 @@ def get_index(shard: Shard, tokenizer: Tokenizer, cache: Path | None) -> ShardIn
             return index
     if cache is None:
         return build_index(shard, tokenizer)
-    stored = _stored(shard, tokenizer, cache)
+    stored = stored_path(shard, tokenizer, cache)
     try:
         index = read_index(stored)
-        if index.has_counts(tokenizer) and _is_of(index, shard):
+        if index.has_counts(tokenizer) and is_of(index, shard):
             return index
     except UserError:
         pass  # not there yet, or a damaged cache: make it again
@@ -143,7 +166,9 @@ def reopen_index(shard: Shard, tokenizer: Tokenizer, cache: Path | None, digest:
     Raises:
         UserError: it has gone, or is now of another state.
     """
-    places = [index_path(shard), *([_stored(shard, tokenizer, cache)] if cache is not None else [])]
+    places = [] if isinstance(shard.place, RemotePlace) else [index_path(shard)]
+    if cache is not None:
+        places.append(stored_path(shard, tokenizer, cache))
     for place in places:
         try:
             index = read_index(place)
@@ -154,21 +179,12 @@ def reopen_index(shard: Shard, tokenizer: Tokenizer, cache: Path | None, digest:
     raise UserError(f"the index of {shard.place.name} was changed or removed while it was used; start again")
 
 
-def _stored(shard: Shard, tokenizer: Tokenizer, cache: Path) -> Path:
-    place = hashlib.sha256(os.fsencode(shard.place.identity)).hexdigest()
-    return cache / f"{place[:32]}-{tokenizer.fingerprint[:16]}.idx"
-
-
 def _current(shard: Shard, tokenizer: Tokenizer, target: Path) -> ShardIndex | None:
     try:
         index = read_index(target)
     except UserError:
         return None
-    return index if index.has_counts(tokenizer) and _is_of(index, shard) else None
-
-
-def _is_of(index: ShardIndex, shard: Shard) -> bool:
-    return take_stamp(shard, index.stamp).digest == index.stamp.digest
+    return index if index.has_counts(tokenizer) and is_of(index, shard) else None
 
 
 def _with_counts_of(index: ShardIndex, target: Path) -> ShardIndex:
@@ -189,13 +205,15 @@ def build_index(shard: Shard, tokenizer: Tokenizer) -> ShardIndex:
         UserError: the shard cannot be read.
     """
     stamp = take_stamp(shard)
-    found = scan(shard)
     rows = _Rows()
-    for group in found.groups:
-        try:
-            rows.add(group, examine(shard, group, tokenizer))
-        except OSError as error:
-            raise UserError(f"shards: cannot read {group.key} of {shard.place.name}: {error.strerror}") from None
+    with shard.place.gathered() as place:
+        near = replace(shard, place=place)
+        found = scan(near)
+        for group in found.groups:
+            try:
+                rows.add(group, examine(near, group, tokenizer))
+            except OSError as error:
+                raise UserError(f"shards: cannot read {group.key} of {shard.place.name}: {error.strerror}") from None
     return ShardIndex(None, stamp, found.damage, rows.arrays(tokenizer))
 
 

@@ -35,6 +35,7 @@ from megatron_qwen3vl.data.window import BLOCK, RangeReader, Window
 from megatron_qwen3vl.errors import BadSample, UserError
 
 SCHEMES = ("http", "https", *BUCKETS)
+BESIDE = "beside"  # in place of a folder for indexes
 _AT_ONCE = 64  # requests of one process while shards are looked up
 _MANY = 10  # problems shown
 
@@ -177,6 +178,21 @@ def find_tars(entries: Sequence[str], storage: StorageConfig) -> list[tuple[Remo
         raise UserError(problems[:_MANY] + more)
     root = os.path.commonpath(roots)
     return [(place, _path_of(place).relative_to(root).as_posix().removesuffix(".tar")) for place in places]
+
+
+def check_index_target(spec: str, to: str | None) -> None:
+    """Where ``data index`` writes: beside files of a disk unless it is told otherwise; elsewhere it has to be told.
+
+    Raises:
+        UserError: it cannot write there, or may not without being told.
+    """
+    scheme = urlsplit(spec).scheme
+    if not is_address(spec) or to not in (None, BESIDE):
+        return
+    if scheme not in BUCKETS:
+        raise UserError("data index: web servers are not written to; add --to FOLDER (later: storage.indexes=FOLDER)")
+    if to is None:
+        raise UserError("data index: add --to beside (into the bucket) or --to FOLDER (later: storage.indexes=FOLDER)")
 
 
 def _path_of(place: RemotePlace) -> PurePosixPath:

@@ -26,6 +26,8 @@ from megatron_qwen3vl.data.storage import without_credentials
 from megatron_qwen3vl.data.tar_headers import tar_members
 from megatron_qwen3vl.errors import BadSample, UserError
 
+_GAP = 64 * 1024  # bytes between two members that are read along rather than skipped
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -202,12 +204,48 @@ def read_member(shard: Shard, key: str, member: Member) -> bytes:
         BadSample: the shard ends before them, or the file is larger than any that is read.
         OSError: the file itself cannot be read. That is the machine's trouble, not the sample's.
     """
-    if not 0 <= member.size <= most_bytes(member.name):
-        raise BadSample(f"{member.name} has {member.size:,} bytes, more than {most_bytes(member.name):,}")
+    _check_size(member)
     try:
         return shard.file(key, member.name).read(member.offset, member.size)
     except BadSample as bad:
         raise BadSample(f"cut off inside {key}.{member.name}: {bad}") from None
+
+
+def _check_size(member: Member) -> None:
+    if not 0 <= member.size <= most_bytes(member.name):
+        raise BadSample(f"{member.name} has {member.size:,} bytes, more than {most_bytes(member.name):,}")
+
+
+def read_members(shard: Shard, key: str, members: Sequence[Member]) -> dict[str, bytes]:
+    """Files of a sample by name. What lies close together in a tar is read at once.
+
+    Raises:
+        BadSample, OSError: as ``read_member``.
+    """
+    for member in members:
+        _check_size(member)
+    if not shard.is_tar:
+        return {member.name: read_member(shard, key, member) for member in members}
+    files: dict[str, bytes] = {}
+    for run in _runs(sorted(members, key=lambda member: member.offset)):
+        start, end = run[0].offset, max(member.offset + member.size for member in run)
+        try:
+            data = memoryview(shard.place.read(start, end - start))
+        except BadSample as bad:
+            raise BadSample(f"cut off inside {key}: {bad}") from None
+        files |= {member.name: bytes(data[member.offset - start :][: member.size]) for member in run}
+    return files
+
+
+def _runs(members: Sequence[Member]) -> list[list[Member]]:
+    """Members by offset -> those to be read at once."""
+    runs: list[list[Member]] = []
+    for member in members:
+        if runs and member.offset - (runs[-1][-1].offset + runs[-1][-1].size) <= _GAP:
+            runs[-1].append(member)
+        else:
+            runs.append([member])
+    return runs
 
 
 def take_stamp(shard: Shard, known: Stamp | None = None) -> Stamp:

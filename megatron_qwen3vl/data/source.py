@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 
 from megatron_qwen3vl.batch import IGNORE, Sample
-from megatron_qwen3vl.config.schema import ModelConfig, SourceConfig
+from megatron_qwen3vl.config.schema import ModelConfig, SourceConfig, StorageConfig
 from megatron_qwen3vl.data.catalogue import Catalogue, find_catalogue, hold_catalogue
-from megatron_qwen3vl.data.compose import Video, VideoFile, Visual, compose
-from megatron_qwen3vl.data.examine import read_record
+from megatron_qwen3vl.data.compose import Record, Video, VideoFile, Visual, compose
+from megatron_qwen3vl.data.examine import MEDIA_FREE
 from megatron_qwen3vl.data.index import ShardIndex
 from megatron_qwen3vl.data.indexing import reopen_index
 from megatron_qwen3vl.data.lengths import why_unusable
+from megatron_qwen3vl.data.limits import most_bytes
 from megatron_qwen3vl.data.parts import cut
 from megatron_qwen3vl.data.render import render
 from megatron_qwen3vl.data.sampling import Sampling
-from megatron_qwen3vl.data.shards import Member, Shard, find_shards, read_member
+from megatron_qwen3vl.data.shards import Member, Shard, find_shards, read_members
 from megatron_qwen3vl.data.shown import Grid, Rules, Shown, check_same, grid_of, show_all
 from megatron_qwen3vl.data.timestamps import choose_style
 from megatron_qwen3vl.data.tokenizer import Tokenizer
@@ -31,6 +32,7 @@ from megatron_qwen3vl.data.video import decode_frames
 from megatron_qwen3vl.data.vision import VisionLimits, decode, make_patches
 from megatron_qwen3vl.errors import BadSample, UserError
 
+_AT_ONCE = 64 << 20  # bytes of a sample that are read together
 _INDEXES_KEPT = 256  # open at a time, in each process
 
 
@@ -151,7 +153,8 @@ class Source:
         index, rules = self._indexes[shard], self._rules
         key = index.string("key", sample)
         members = index.members(sample)
-        composition = compose(read_record(self._shards[shard], key, members), rules.tokenizer)
+        files = self._files(shard, key, members, with_media=pixels and count == 1)
+        composition = compose(Record(tuple(member.name for member in members), files), rules.tokenizer)
         shown = show_all(index.visuals(sample), rules)
         check_same(composition, shown)
         grids = [grid_of(len(visual.times), visual.height, visual.width, rules) for visual in shown]
@@ -173,21 +176,34 @@ class Source:
             positions=tokens.positions,
             visual_index=tokens.visual_index,
             grids=tokens.grids,
-            patches=self._pixels(shard, key, members, visuals) if pixels else None,
+            patches=self._pixels(shard, key, members, files, visuals) if pixels else None,
         )
 
+    def _files(self, shard: int, key: str, members: Sequence[Member], with_media: bool) -> dict[str, bytes]:
+        """JSON and text; and, where that is not much, all else along with them: one request where shards are remote."""
+        texts = [member for member in members if member.name in MEDIA_FREE]
+        media = [member for member in members if member not in texts and member.size <= most_bytes(member.name)]
+        small = sum(member.size for member in media) <= _AT_ONCE
+        return read_members(self._shards[shard], key, texts + media if with_media and small else texts)
+
     def _pixels(
-        self, shard: int, key: str, members: Sequence[Member], visuals: Sequence[tuple[Visual, Shown, Grid]]
+        self,
+        shard: int,
+        key: str,
+        members: Sequence[Member],
+        files: dict[str, bytes],
+        visuals: Sequence[tuple[Visual, Shown, Grid]],
     ) -> np.ndarray:
-        files = {member.name: member for member in members}
+        wanted = {name for visual, _, _ in visuals for name in _names(visual)} - files.keys()
+        files |= read_members(self._shards[shard], key, [member for member in members if member.name in wanted])
         parts = [np.zeros((0, self._rules.vision.patch_values), np.uint8)]
         for visual, plan, grid in visuals:
             if isinstance(visual, VideoFile):
                 names = (visual.member,) * len(plan.ticks)
-                frames = decode_frames(read_member(self._shards[shard], key, files[visual.member]), plan.ticks)
+                frames = decode_frames(files[visual.member], plan.ticks)
             else:
-                names = visual.frames if isinstance(visual, Video) else (visual.member,)
-                frames = [decode(read_member(self._shards[shard], key, files[name])) for name in names]
+                names = _names(visual)
+                frames = [decode(files[name]) for name in names]
             for name, frame in zip(names, frames, strict=True):
                 if frame.shape[:2] != (plan.height, plan.width):
                     size = f"{plan.width} x {plan.height}"
@@ -210,6 +226,11 @@ class Source:
         )
 
 
+def _names(visual: Visual) -> tuple[str, ...]:
+    """The files it is made of."""
+    return visual.frames if isinstance(visual, Video) else (visual.member,)
+
+
 def open_source(
     config: SourceConfig,
     base: Path,
@@ -218,6 +239,7 @@ def open_source(
     model: ModelConfig,
     cache: Path | None = None,
     sequence_length: int | None = None,
+    storage: StorageConfig | None = None,
 ) -> Source:
     """Open a mixture's source.
 
@@ -225,13 +247,14 @@ def open_source(
         base: the mixture file's folder, which ``config.shards`` is relative to.
         limits: of the model; the source's own min_pixels and max_pixels go first.
         cache: folder for the indexes of shards that have none; None keeps those in memory.
+        storage: how addresses are read; None refuses them.
         sequence_length: of the stage, which the frames taken from a video file follow; None outside of stages.
 
     Raises:
         UserError: shards that cannot be found or read, or have a stale index.
     """
     try:
-        shards = find_shards(config.shards, base)
+        shards = find_shards(config.shards, base, storage)
     except UserError as error:
         raise UserError([f"source {config.name}: {problem}" for problem in error.problems]) from None
     limits = limits.override(config.min_pixels, config.max_pixels)

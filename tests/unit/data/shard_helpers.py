@@ -87,6 +87,6 @@ def source(folder, shards="data", limits: VisionLimits = LIMITS, cache=None, **s
 
 def build_indexes(path: Path, tokenizer_: Tokenizer) -> list[ShardIndex]:
     """``data index PATH`` in this process, and what it wrote."""
-    results = index_shards(path, tokenizer_, 1, lambda samples: None)
+    results = index_shards(find_shards(str(path), Path.cwd()), tokenizer_, None, 1, lambda samples: None)
     assert [result.problem for result in results if result.problem] == []
     return [read_index(index_path(shard)) for shard in find_shards(str(path), Path("/"))]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from megatron_qwen3vl.config.schema import SourceConfig
 from megatron_qwen3vl.data.catalogue import Catalogue, Measured, _Growing, read_catalogue
-from megatron_qwen3vl.data.indexing import index_shards
+from megatron_qwen3vl.data.indexing import Indexed, index_shards
 from megatron_qwen3vl.data.lengths import ShardRows
 from megatron_qwen3vl.data.processes import ProcessDied, map_in_order
-from megatron_qwen3vl.data.shards import write_shard
+from megatron_qwen3vl.data.shards import find_shards, write_shard
 from megatron_qwen3vl.data.source import Source, open_source
 from megatron_qwen3vl.errors import UserError
 from tests.unit.data.dying import square_or_die
@@ -167,15 +167,19 @@ def test_indexing_in_processes_goes_on_past_what_fails_and_where_it_stopped(tmp_
     data = tmp_path / "data"
     (data / "1.tar.idx").mkdir()  # cannot be written
     seen: list[int] = []
-    first = index_shards(data, T, 2, seen.append)
+
+    def run(num_processes: int) -> list[Indexed]:
+        return index_shards(find_shards(str(data), data), T, None, num_processes, seen.append)
+
+    first = run(2)
     assert [result.samples for result in first] == seen == [1, 0, 1]
     assert [result.problem is None for result in first] == [True, False, True] and "1.tar.idx" in str(first[1].problem)
     assert all(result.made and result.cpu_seconds > 0 for result in (first[0], first[2]))
     (data / "1.tar.idx").rmdir()
     (data / ".2.tar.idx.99").write_bytes(b"half")  # what a kill leaves
-    assert [result.made for result in index_shards(data, T, 1, seen.append)] == [False, True, False]
+    assert [result.made for result in run(1)] == [False, True, False]
     fill(tmp_path, ["a"], ["b", "c"], ["changed"])
-    assert [result.made for result in index_shards(data, T, 1, seen.append)] == [False, False, True]
+    assert [result.made for result in run(1)] == [False, False, True]
 
 
 def test_results_come_in_order_and_a_death_is_one_items() -> None:

@@ -108,7 +108,7 @@ def test_counts_of_several_tokenizers_live_together(shard: Shard, tmp_path: Path
 def test_plain_folder_keeps_its_index_inside(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("words")
     seen: list[int] = []
-    (result,) = index_shards(tmp_path, T, 1, seen.append)
+    (result,) = index_shards(find_shards(str(tmp_path), Path.cwd()), T, None, 1, seen.append)
     assert seen == [1] and (result.name, result.made, result.samples) == (".", True, 1)
     assert (tmp_path / ".idx").is_file()
     (shard,) = find_shards(str(tmp_path), Path("/"))
