@@ -30,13 +30,15 @@ from step_vs_transformers import ADAM, EXPONENT, LOSS, MODEL, PLAIN, make_sample
 from megatron_qwen3vl.batch import IGNORE, Pack, Sample, collate
 from megatron_qwen3vl.config.load import load_config
 from megatron_qwen3vl.data.loader import Loader, LoaderConfig, Step
+from megatron_qwen3vl.data.workers import WorkerLimits
 from megatron_qwen3vl.model.build import build_chunks, build_model, initialize
 from megatron_qwen3vl.model.qwen3vl import Qwen3VL
 from megatron_qwen3vl.parallel.device import start_device
 from megatron_qwen3vl.parallel.groups import Groups, shutdown, start_groups
 from megatron_qwen3vl.parallel.layout import Layout
 from megatron_qwen3vl.train import trainer
-from megatron_qwen3vl.train.assemble import StageParts, pack_cost
+from megatron_qwen3vl.train.assemble import DataFacts, StageParts, pack_cost
+from megatron_qwen3vl.train.feed import Feed
 from megatron_qwen3vl.train.forward import prepare_schedule
 from megatron_qwen3vl.train.ingredients import find_ingredients
 from megatron_qwen3vl.train.loss import normaliser
@@ -58,6 +60,8 @@ OVERRIDES = [
 class Memory:
     """A source whose samples are made beforehand."""
 
+    slice_size = 1
+
     def __init__(self, count: int, longest: int = LENGTH) -> None:
         rng = np.random.default_rng(0)
         drawn = np.exp(rng.normal(np.log(120), 0.8, count)).astype(int).clip(24, longest)
@@ -71,6 +75,9 @@ class Memory:
 
     def key(self, row: int) -> str:
         return self.samples[row].key
+
+    def domain(self, row: int) -> str:
+        return self.name
 
     def reason(self, row: int) -> str:
         raise NotImplementedError
@@ -127,6 +134,7 @@ def stage_run(folder: Path, groups: Groups, length: int = LENGTH) -> tuple[train
             vision_dp=1,
             workers=0,
             prefetch=0,
+            limits=WorkerLimits(300.0, None),
             pixels=True,
             cost=pack_cost(MODEL),
         ),
@@ -134,14 +142,13 @@ def stage_run(folder: Path, groups: Groups, length: int = LENGTH) -> tuple[train
         [1.0],
     )
     stage = config.stages["s1"]
+    facts = DataFacts(["benchmark"], {}, [], loader.shares, loader.num_left_out, ingredients.limits)
     chunks = build_model(MODEL, PLAIN, groups, "float32", LOSS, stage.trainable, seed=1)
     prepare_schedule(chunks)
     parts = StageParts(
         chunks=chunks,
         optimizer=build_optimizer(chunks, ADAM, "float32"),
-        loader=loader,
-        domains=["benchmark"],
-        damage={},
+        feed=Feed(groups, lambda: (loader, facts), stage.num_steps),
         tokenizer=ingredients.tokenizer,
         limits=ingredients.limits,
         side_files={},

@@ -42,6 +42,9 @@ class Lengths:
     def key(self, row: int) -> str:
         return f"{self.name}/{row}"
 
+    def domain(self, row: int) -> str:
+        return self.name
+
     def reason(self, row: int) -> str:
         raise NotImplementedError
 

@@ -72,6 +72,9 @@ def _run_problems(config: RunConfig) -> Iterator[str]:
     yield from _at_least("data.prefetch", config.data.prefetch, 1)
     yield from _at_least("data.lookahead", config.data.lookahead, 1)
     yield from _between("data.max_bad_rate", config.data.max_bad_rate, 0.0, 1.0)
+    yield from _above("data.sample_timeout", config.data.sample_timeout, 0.0)
+    if config.data.worker_memory is not None:
+        yield from _above("data.worker_memory", config.data.worker_memory, 0.0)
     yield from _storage(config.storage)
     yield from _at_least("validation.every", config.validation.every, 0)
     yield from _at_least("validation.samples", config.validation.samples, 1)

@@ -213,6 +213,8 @@ class DataConfig:
     prefetch: int  # steps read ahead
     lookahead: int  # waiting tokens of a lane, in sequence lengths
     max_bad_rate: float
+    sample_timeout: float  # seconds for one sample in a worker
+    worker_memory: float | None  # GiB that a worker may take beside what it begins with; None: no limit
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from megatron_qwen3vl.batch import IGNORE, Document, Pack, Sample
 from megatron_qwen3vl.data import state as lane_state
 from megatron_qwen3vl.data.lanes import Lane, LaneState, LeftOut, Mixture, Planned, SampleSource
-from megatron_qwen3vl.data.workers import ReaderPool, Task, read_planned
+from megatron_qwen3vl.data.workers import ReaderPool, Task, WorkerLimits, read_planned
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.parallel.balance import share_packs
 
@@ -58,31 +58,52 @@ class LoaderConfig:
     vision_dp: int  # how many neighbouring ones share their images
     workers: int  # processes; 0 reads in this one
     prefetch: int  # steps read ahead, with workers
+    limits: WorkerLimits
     pixels: bool  # whether this rank needs patches
     cost: PackCost
 
 
 @dataclass(frozen=True)
 class Step:
-    """What `next` hands out: this rank's packs by ascending lane; all else is of the whole global batch."""
+    """What `next` hands out: this rank's packs by ascending lane; all else is of the whole global batch.
+
+    ``lanes``, ``sources`` and ``after`` stay where the loader is: other ranks get a step without them (``to_send``).
+    """
 
     packs: tuple[Pack, ...]
-    keys_by_lane: tuple[tuple[str, ...], ...]
+    lanes: tuple[tuple[Planned, ...], ...]
+    sources: tuple[SampleSource, ...]
+    after: tuple[LaneState, ...]  # what `Loader.state_after` makes a checkpoint's state of
     left_out: tuple[LeftOut, ...]
     source_tokens: Mapping[str, int]  # by source, without padding
+    epochs: Mapping[str, float]  # by source, see Mixture.epochs
+    digest: int  # of the plan and of who reads which part of it: equal on all loaders, or they read different data
+
+    @property
+    def keys_by_lane(self) -> tuple[tuple[str, ...], ...]:
+        """Looked up when asked for: only who writes them down needs the keys of the whole global batch."""
+        return tuple(tuple(self.sources[sample.source].key(sample.row) for sample in lane) for lane in self.lanes)
+
+    def keys(self) -> list[str]:
+        """Of the whole global batch, by lane and then by place in its pack."""
+        return [key for lane in self.keys_by_lane for key in lane]
 
     @property
     def num_samples(self) -> int:
         """Samples read for the global batch, failed ones included."""
-        return sum(len(keys) for keys in self.keys_by_lane)
+        return sum(map(len, self.lanes))
+
+    def to_send(self) -> Step:
+        return replace(self, packs=(), lanes=(), sources=(), after=())
 
 
 @dataclass(frozen=True)
 class _Plan:
-    lanes: tuple[list[Planned], ...]
+    lanes: tuple[tuple[Planned, ...], ...]
     mine: tuple[int, ...]
     left_out: tuple[LeftOut, ...]
     after: tuple[LaneState, ...]
+    digest: int
     first_task: int
 
 
@@ -118,7 +139,7 @@ class Loader:
         self._used = tuple(lane.state() for lane in self._lanes)
         self._planned: deque[_Plan] = deque()
         self._num_tasks = 0
-        self._pool = ReaderPool(sources, config.workers, config.pad_id) if config.workers else None
+        self._pool = ReaderPool(sources, config.workers, config.pad_id, config.limits) if config.workers else None
 
     @property
     def num_left_out(self) -> dict[str, int]:
@@ -133,7 +154,7 @@ class Loader:
         return {source.name: share / mixture.all_shares for source, share in named}
 
     def next(self) -> Step:
-        """The next step. Raises ReadError where reading a sample ended in an exception or killed its worker."""
+        """The next step. Raises ReadError where reading a sample ended in an exception or workers cannot be kept."""
         while len(self._planned) < 1 + (self._config.prefetch if self._pool else 0):
             self._planned.append(self._plan())
         plan = self._planned[0]
@@ -142,15 +163,26 @@ class Loader:
             to_pack(lane, [next(samples) for _ in plan.lanes[lane]], self._config.sequence_length, self._config.pad_id)
             for lane in plan.mine
         )
-        sources = self._mixture.sources
-        keys = tuple(tuple(sources[sample.source].key(sample.row) for sample in lane) for lane in plan.lanes)
         self._planned.popleft()
         self._used = plan.after
-        return Step(packs, keys, plan.left_out, self._source_tokens(plan))
+        return Step(
+            packs=packs,
+            lanes=plan.lanes,
+            sources=tuple(self._mixture.sources),
+            after=plan.after,
+            left_out=plan.left_out,
+            source_tokens=self._source_tokens(plan),
+            epochs=self._mixture.epochs(plan.after),
+            digest=plan.digest,
+        )
 
     def state(self) -> dict[str, Any]:
         """All lanes after the last step that `next` returned, JSON-able; what is prefetched does not count."""
         return lane_state.encode(self._mixture, self._used)
+
+    def state_after(self, step: Step) -> dict[str, Any]:
+        """All lanes as they were when `next` returned this step."""
+        return lane_state.encode(self._mixture, step.after)
 
     def close(self) -> None:
         """Ends the worker processes. Idempotent."""
@@ -159,13 +191,16 @@ class Loader:
 
     def _plan(self) -> _Plan:
         planned = [lane.next_pack() for lane in self._lanes]
-        lanes = tuple(samples for samples, _ in planned)
+        lanes = tuple(tuple(samples) for samples, _ in planned)
         config = self._config
         language = [config.cost.language(samples) for samples in lanes]
         vision = [config.cost.vision(samples, self._mixture.sources) for samples in lanes]
-        mine = tuple(share_packs(language, vision, config.num_ranks, config.vision_dp)[config.rank])
+        shares = share_packs(language, vision, config.num_ranks, config.vision_dp)
+        mine = tuple(shares[config.rank])
         left_out = tuple(sample for _, named in planned for sample in named)
-        plan = _Plan(lanes, mine, left_out, tuple(lane.state() for lane in self._lanes), self._num_tasks)
+        # hashes of whole numbers are the same in every process of one Python
+        digest = hash((lanes, tuple(map(tuple, shares)))) & 2**63 - 1
+        plan = _Plan(lanes, mine, left_out, tuple(lane.state() for lane in self._lanes), digest, self._num_tasks)
         for lane in mine:
             for sample in lanes[lane]:
                 if self._pool:

@@ -21,6 +21,7 @@ from megatron_qwen3vl.data.quarantine import refuse_bad_sources
 from megatron_qwen3vl.data.source import Source, open_source
 from megatron_qwen3vl.data.tokenizer import Tokenizer
 from megatron_qwen3vl.data.vision import VisionLimits, processor_files, widest
+from megatron_qwen3vl.data.workers import WorkerLimits
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.model.build import build_model
 from megatron_qwen3vl.model.flops import forward_flops
@@ -28,6 +29,7 @@ from megatron_qwen3vl.parallel.groups import Groups
 from megatron_qwen3vl.parallel.layout import resolve
 from megatron_qwen3vl.train.chain import Start
 from megatron_qwen3vl.train.checkpoint import is_checkpoint, load_checkpoint
+from megatron_qwen3vl.train.feed import Feed
 from megatron_qwen3vl.train.forward import prepare_schedule
 from megatron_qwen3vl.train.ingredients import Ingredients
 from megatron_qwen3vl.train.optimizer import build_optimizer
@@ -36,12 +38,22 @@ INDEX_FOLDER = "index"  # under run.dir: indexes of shards that came without
 
 
 @dataclass(frozen=True)
+class DataFacts:
+    """What every rank knows of a stage's data, by source where it is a mapping."""
+
+    domains: Sequence[str]
+    damage: Mapping[str, Sequence[str]]  # what cannot be read of its shards
+    changes: Sequence[str]  # since the checkpoint, in sentences
+    shares: Mapping[str, float]  # of tokens, as the mixture asks
+    left_out: Mapping[str, int]  # samples that no pack can hold
+    limits: VisionLimits  # the widest that all sources keep to
+
+
+@dataclass(frozen=True)
 class StageParts:
     chunks: Sequence[DistributedDataParallel]
     optimizer: MegatronOptimizer
-    loader: Loader
-    domains: Sequence[str]
-    damage: Mapping[str, Sequence[str]]  # per source, what cannot be read of its shards
+    feed: Feed[DataFacts]
     tokenizer: Tokenizer
     limits: VisionLimits
     side_files: Mapping[str, bytes]
@@ -122,29 +134,7 @@ def build_stage(
     """Build one stage; ``start`` says which weights (and, inside a stage, which state) it goes on from."""
     stage = config.stages[name]
     parallel = resolve(config.parallel, stage.parallel)
-    sources, weights = open_sources(
-        stage.mixture, config.model, ingredients, Path(config.run.dir) / INDEX_FOLDER, stage.sequence_length
-    )
-    loader = Loader(
-        LoaderConfig(
-            seed=config.run.seed,
-            stage=name,
-            sequence_length=stage.sequence_length,
-            global_batch_size=stage.global_batch_size,
-            num_ranks=groups.dp_size,
-            rank=groups.dp_rank,
-            vision_dp=parallel.vision_dp,
-            pixels=groups.is_first_stage,
-            pad_id=ingredients.tokenizer.pad_id,
-            workers=config.data.workers,
-            prefetch=config.data.prefetch,
-            lookahead=config.data.lookahead,
-            cost=pack_cost(config.model),
-        ),
-        sources,
-        weights,
-        state=start.state["loader"] if start.state is not None else None,
-    )
+    feed = open_feed(config, name, start, ingredients, groups)
     chunks = build_model(
         config.model, parallel, groups, config.dtype, config.loss, stage.trainable, seed=config.run.seed
     )
@@ -154,21 +144,55 @@ def build_stage(
     return StageParts(
         chunks=chunks,
         optimizer=optimizer,
-        loader=loader,
-        domains=sorted({domain for source in sources for domain in source.domains}),
-        damage={source.name: source.damage for source in sources if source.damage},
+        feed=feed,
         tokenizer=ingredients.tokenizer,
         limits=ingredients.limits,
-        side_files=_side_files(config, ingredients, sources),
+        side_files=_side_files(config, ingredients, feed.about.limits),
     )
 
 
-def _side_files(config: RunConfig, ingredients: Ingredients, sources: Sequence[Source]) -> Mapping[str, bytes]:
+def open_feed(config: RunConfig, name: str, start: Start, ingredients: Ingredients, groups: Groups) -> Feed[DataFacts]:
+    """The stage's data from where ``start`` stands. Collective over all ranks, of which few read (train/feed.py)."""
+    stage = config.stages[name]
+
+    def open_loader() -> tuple[Loader, DataFacts]:
+        cache = Path(config.run.dir) / INDEX_FOLDER
+        sources, weights = open_sources(stage.mixture, config.model, ingredients, cache, stage.sequence_length)
+        settings = LoaderConfig(
+            seed=config.run.seed,
+            stage=name,
+            sequence_length=stage.sequence_length,
+            global_batch_size=stage.global_batch_size,
+            num_ranks=groups.dp_size,
+            rank=groups.dp_rank,
+            vision_dp=resolve(config.parallel, stage.parallel).vision_dp,
+            pixels=True,
+            pad_id=ingredients.tokenizer.pad_id,
+            workers=config.data.workers,
+            prefetch=config.data.prefetch,
+            limits=WorkerLimits(config.data.sample_timeout, config.data.worker_memory),
+            lookahead=config.data.lookahead,
+            cost=pack_cost(config.model),
+        )
+        loader = Loader(settings, sources, weights, state=start.state["loader"] if start.state is not None else None)
+        facts = DataFacts(
+            domains=sorted({domain for source in sources for domain in source.domains}),
+            damage={source.name: source.damage for source in sources if source.damage},
+            changes=loader.changes,
+            shares=loader.shares,
+            left_out=loader.num_left_out,
+            limits=widest([source.limits for source in sources]),
+        )
+        return loader, facts
+
+    return Feed(groups, open_loader, stage.num_steps - (start.state["step"] if start.state is not None else 0))
+
+
+def _side_files(config: RunConfig, ingredients: Ingredients, limits: VisionLimits) -> Mapping[str, bytes]:
     """A run from random weights has no processor files to copy through: what it exports says what it was trained with,
     its sources' own ``min_pixels`` and ``max_pixels`` included."""
     if config.run.init_from is not None or config.run.init_language is not None:
         return ingredients.side_files
-    limits = widest([source.limits for source in sources])
     return {**ingredients.side_files, **processor_files(limits, config.model.vision_config)}
 
 

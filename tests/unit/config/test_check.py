@@ -87,6 +87,8 @@ IMPOSSIBLE = {
     "tokenizer=nowhere": "tokenizer=nowhere: no folder with a tokenizer.json",
     "checkpoint.every=0": "checkpoint.every=0",
     "data.workers=-1": "data.workers=-1",
+    "data.sample_timeout=0": "data.sample_timeout=0.0: must be above 0",
+    "data.worker_memory=-1": "data.worker_memory=-1.0: must be above 0",
     "data.max_bad_rate=1.5": "data.max_bad_rate=1.5: must be at least 0 and at most 1",
     "log.wandb=true_": "log.wandb=true_: choose out of offline, online, disabled",
     "model.text_config.num_key_value_heads=3": "model.text_config.num_key_value_heads=3: must divide 4 heads",

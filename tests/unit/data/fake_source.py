@@ -31,6 +31,9 @@ class FakeSource:
     def key(self, index: int) -> str:
         return f"{self.name}/shard/{index}"
 
+    def domain(self, index: int) -> str:
+        return self.name
+
     def reason(self, index: int) -> str:
         return "index says it is broken" if self.lengths[index] <= 0 else ""
 

@@ -80,5 +80,8 @@ class _Sized:
     def key(self, index: int) -> str:
         return f"{self.name}/0/{index}"
 
+    def domain(self, index: int) -> str:
+        return self.name
+
     def reason(self, index: int) -> str:
         return "no picture"

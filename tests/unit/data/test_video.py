@@ -23,6 +23,7 @@ from megatron_qwen3vl.data.source import open_source
 from megatron_qwen3vl.data.timestamps import from_runs, group_times, to_runs
 from megatron_qwen3vl.data.video import decode_frames, probe
 from megatron_qwen3vl.data.vision import VisionLimits
+from megatron_qwen3vl.data.workers import WorkerLimits
 from megatron_qwen3vl.errors import BadSample
 from tests.unit.data.shard_helpers import (
     LIMITS,
@@ -40,7 +41,8 @@ from tests.unit.data.video_files import RATES, encode, encode_sound, number_of, 
 T = tokenizer()
 LOADER = LoaderConfig(
     seed=1, stage="s1", sequence_length=256, global_batch_size=2, lookahead=2, pad_id=T.pad_id, num_ranks=1, rank=0,
-    vision_dp=1, workers=0, prefetch=1, pixels=True, cost=PackCost(token=1.0, pair=0.1, patch=0.5),
+    vision_dp=1, workers=0, prefetch=1, limits=WorkerLimits(300.0, None), pixels=True,
+    cost=PackCost(token=1.0, pair=0.1, patch=0.5),
 )  # fmt: skip
 FILE = {"type": "video", "video": "0.mp4"}
 FILES = {name: {"num_frames": 120, "rate": rate} for name, rate in RATES.items()}

@@ -21,6 +21,7 @@ from megatron_qwen3vl.data.loader import Loader, LoaderConfig, PackCost
 from megatron_qwen3vl.data.preview import first_packs, frames_of
 from megatron_qwen3vl.data.shards import write_shard
 from megatron_qwen3vl.data.vision import make_patches
+from megatron_qwen3vl.data.workers import WorkerLimits
 from megatron_qwen3vl.report.inspect import inspect_path
 from megatron_qwen3vl.report.pack_view import MOST_TOKENS
 from tests.unit.data.shard_helpers import (
@@ -68,7 +69,8 @@ def test_packs_are_those_of_a_run(mixture: Path) -> None:
     assert {c.sequence_length for c in choices} >= {256, 8192, 32768, 262144}
     settings = LoaderConfig(
         seed=run.run.seed, stage="s2", sequence_length=256, global_batch_size=2, lookahead=run.data.lookahead,
-        pad_id=T.pad_id, num_ranks=1, rank=0, vision_dp=1, workers=0, prefetch=0, pixels=True, cost=PackCost(1, 1, 1),
+        pad_id=T.pad_id, num_ranks=1, rank=0, vision_dp=1, workers=0, prefetch=0, pixels=True,
+        limits=WorkerLimits(300.0, None), cost=PackCost(1, 1, 1),
     )  # fmt: skip
     loader = Loader(settings, sources, weights)
     trained = [pack for _ in range(2) for pack in loader.next().packs]
