@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import yaml
+from faults_data import OVERRIDES
 from PIL import Image
 
+from megatron_qwen3vl.cli import main
 from megatron_qwen3vl.data.vision import decode
 from megatron_qwen3vl.importers.frame import Format
 from megatron_qwen3vl.importers.run import Import, SplitSummary, run_import
@@ -56,6 +60,32 @@ def do_import(chosen: Format, source: Path, out: Path, *words: str) -> tuple[lis
     common, settings = read_settings((CommonSettings, chosen.settings), ["held_out=0", *words])
     (summary,) = run_import(Import(chosen, source, out, settings, common), lambda _: None)
     return (list(read_samples(out / "train")) if summary.mark.samples else []), summary
+
+
+def trains(chosen: Format, source: Path, folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    """The command imports and indexes, `data inspect` finds nothing amiss, and one step uses every sample."""
+    out = folder / "shards"
+    assert main(["data", "import", chosen.name, str(source), str(out), "held_out=0", *words]) == 0
+    keys = {f"imported/00000/{sample.key}" for sample in read_samples(out / "train")}
+    assert list(out.glob("train/*.idx"))
+    capsys.readouterr()
+    assert main(["data", "inspect", str(out / "train")]) == 0
+    told = capsys.readouterr().out
+    assert re.search(rf"^ *samples +{len(keys)}$", told, re.M) and "cannot be used" not in told, told
+    mixture = folder / "mixture.yaml"
+    limits = {"max_pixels": 4096, "min_pixels": 1024}
+    mixed = {"name": "imported", "shards": str(out / "train"), "weight": 1.0, **limits}
+    mixture.write_text(yaml.safe_dump({"sources": [mixed]}))
+    stage = {"mixture": mixture, "steps": 1, "sequence_length": 8192, "global_batch_size": 1}
+    stages = [f"stages.s1.{name}={value}" for name, value in stage.items()]
+    more = ["run.stages=[s1]", "data.workers=0", "run.trace_samples=true", f"run.dir={folder}/run"]
+    assert main(["pretrain", *OVERRIDES, *stages, *more]) == 0
+    (line,) = (folder / "run/metrics.jsonl").read_text().splitlines()
+    step = json.loads(line)
+    (traced,) = map(json.loads, (folder / "run/samples.jsonl").read_text().splitlines())
+    assert set(traced["keys"]) == keys and step["loss_tokens"] > 0 and 0 < step["loss"] < 100
+    quarantine = folder / "run/quarantine.jsonl"
+    assert not quarantine.exists() or not quarantine.read_text()
 
 
 def left_out(summary: SplitSummary) -> dict[str, str]:

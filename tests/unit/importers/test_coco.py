@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from coco_files import box_entry, boxes_of_two, crowd_entry, image_entry, write
-from public_sets import answered, block, check_boxes, do_import, draw, entries, left_out, named_box, near
+from public_sets import answered, block, check_boxes, do_import, draw, entries, left_out, named_box, near, trains
 from pycocotools.coco import COCO as Reference
 
 from megatron_qwen3vl.errors import UserError
@@ -266,3 +266,15 @@ def test_the_same_source_makes_the_same_bytes(tmp_path: Path) -> None:
     for out in ("one", "two"):
         do_import(COCO, source, tmp_path / out)
     assert (tmp_path / "one/train/00000.tar").read_bytes() == (tmp_path / "two/train/00000.tar").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["boxes", "captions", "keypoints"])
+def test_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    source = boxes_of_two(tmp_path)
+    tree = json.loads(source.read_text())
+    for entry in tree["annotations"]:
+        entry |= {"keypoints": [5, 5, 2], "num_keypoints": 1, "caption": "A picture."}
+    for category in tree["categories"]:
+        category["keypoints"] = ["nose"]
+    source.write_text(json.dumps(tree))
+    trains(COCO, source, tmp_path, capsys, f"kind={kind}")

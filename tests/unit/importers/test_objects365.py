@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from public_sets import answered, block, check_boxes, do_import, draw, entries
+from public_sets import answered, block, check_boxes, do_import, draw, entries, trains
 from pycocotools.coco import COCO as Reference
 
 from megatron_qwen3vl.errors import UserError
@@ -62,3 +62,8 @@ def test_flags_can_leave_a_label_out(tmp_path: Path) -> None:
         assert isinstance(answer, str) or {entry["label"] for entry in entries(answer)} == {"street lights"}
     with pytest.raises(UserError, match="leave_out: faek is unknown"):
         do_import(OBJECTS365, write(tmp_path), tmp_path / "no", "leave_out=faek")
+
+
+def test_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(tmp_path / "train/patch8/objects365_v1_00420917.jpg", SIZE, BLOCKS)
+    trains(OBJECTS365, write(tmp_path), tmp_path, capsys)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from public_sets import answered, block, do_import, draw, entries, left_out
+from public_sets import answered, block, do_import, draw, entries, left_out, trains
 from pycocotools.coco import COCO as Reference
 
 from megatron_qwen3vl.errors import UserError
@@ -188,3 +188,7 @@ def test_another_format_is_one_line(tmp_path: Path, entry: dict[str, Any], image
         do_import(OMNI3D, source, tmp_path / "out")
     (problem,) = raised.value.problems
     assert problem.startswith(str(source)) and message in problem
+
+
+def test_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trains(OMNI3D, write(tmp_path, [annotation(0, 5), annotation(2, 9)]), tmp_path, capsys)

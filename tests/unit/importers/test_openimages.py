@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from public_sets import answered, block, check_boxes, do_import, draw, left_out, named_box
+from public_sets import answered, block, check_boxes, do_import, draw, left_out, named_box, trains
 
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.importers.openimages import OPENIMAGES
@@ -95,3 +95,8 @@ def test_missing_tables_and_pictures_are_named(tmp_path: Path) -> None:
         do_import(OPENIMAGES, source, tmp_path / "out2")
     with pytest.raises(UserError, match="negatives: a class without a box"):
         do_import(OPENIMAGES, source, tmp_path / "out3", "negatives=true")
+
+
+def test_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(tmp_path / "train/0a.jpg", SIZE, BLOCKS)
+    trains(OPENIMAGES, write(tmp_path, [row("0a", DOG, 0), row("0a", FACE, 1)]), tmp_path, capsys)

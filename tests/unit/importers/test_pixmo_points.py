@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from public_sets import answered, block, do_import, draw, entries, left_out, near
+from public_sets import answered, block, do_import, draw, entries, left_out, near, trains
 
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.importers.pixmo_points import PIXMO_POINTS
@@ -153,3 +153,8 @@ def test_other_rows_are_one_line(tmp_path: Path, change: dict[str, Any], message
         do_import(PIXMO_POINTS, source, tmp_path / "out")
     (problem,) = raised.value.problems
     assert problem.startswith(str(source)) and message in problem
+
+
+def test_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row(f"thing {n}", [n], picture(tmp_path / "images")) for n in range(3)]
+    trains(PIXMO_POINTS, write(tmp_path / "train.parquet", rows), tmp_path, capsys)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from coco_files import CATEGORIES, INFO, box_entry, image_entry
-from public_sets import answered, block, do_import, draw, entries, named_box, near
+from public_sets import answered, block, do_import, draw, entries, named_box, near, trains
 from pycocotools.coco import COCO as Reference
 
 from megatron_qwen3vl.errors import UserError
@@ -184,3 +184,7 @@ def test_damaged_pickles_are_one_line(tmp_path: Path) -> None:
             refused += 1
             assert len(error.problems) == 1 and "\n" not in error.problems[0]
     assert refused > 100
+
+
+def test_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trains(REFCOCO, write(tmp_path), tmp_path, capsys)
