@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from megatron_qwen3vl.batch import IGNORE, Sample
 
@@ -14,7 +15,7 @@ from megatron_qwen3vl.batch import IGNORE, Sample
 class FakeSource:
     name: str
     lengths: np.ndarray
-    behaviour: dict[int, str] = field(default_factory=dict)  # index -> fail, short, raise, die, sleep, patches
+    behaviour: dict[int, str] = field(default_factory=dict)  # index -> fail, short, raise, die, sleep, patches, greedy
     slice_size: int = 1
 
     def __len__(self) -> int:
@@ -45,6 +46,10 @@ class FakeSource:
             os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "sleep":
             time.sleep(1000)
+        if behaviour == "greedy":
+            np.ones(1 << 30, np.uint8)
+        if behaviour == "greedy torch":
+            torch.ones(1 << 30, dtype=torch.uint8)
         n = int(self.lengths[index]) - (behaviour == "short")
         images = 0 if behaviour == "fail" else int(self.patches[index]) // 4
         labels = np.full(n, IGNORE, np.int32)

@@ -237,6 +237,7 @@ def test_no_worker_outlives_a_killed_trainer(tmp_path: Path) -> None:
         assert trainer.stdout is not None
         workers = [int(number) for number in re.findall(r"\d+", trainer.stdout.readline())]
         time.sleep(0.3)
+        os.kill(workers[0], signal.SIGSTOP)  # a decoder that hangs with the interpreter's lock runs no more Python
         trainer.send_signal(signal.SIGKILL)
     assert len(workers) == 2
     assert_gone(workers)
