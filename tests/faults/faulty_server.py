@@ -40,6 +40,7 @@ FAULTS = {
     "whole": "status 200 with the whole file where a range was asked for",
     "shifted": "another range than the one asked for",
 }
+_PAGE = 2  # files in an answer to a listing
 _STATUS = {"error": 500, "unavailable": 503, "throttle": 429}
 
 
@@ -170,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         owner, url = self.server.owner, urlsplit(self.path)
         if "list-type" in parse_qs(url.query):
-            return self._list(url.path.strip("/"), parse_qs(url.query).get("prefix", [""])[0])
+            return self._list(url.path.strip("/"), parse_qs(url.query))
         name = unquote(url.path).lstrip("/")
         try:
             file = open(owner.folder / name, "rb")  # noqa: SIM115
@@ -228,20 +229,25 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("cut", "stall"):
             self.close_connection = True
 
-    def _list(self, bucket: str, prefix: str) -> None:
+    def _list(self, bucket: str, query: Mapping[str, list[str]]) -> None:
         root = self.server.owner.folder / bucket
+        (prefix,), (after,) = query.get("prefix", [""]), query.get("continuation-token", [""])
         found = sorted(
             (f"{Path(parent, name).relative_to(root)}", Path(parent, name).stat())
             for parent, _, names in os.walk(root)
             for name in names
         )
+        found = [(key, status) for key, status in found if key.startswith(prefix) and key > after]
+        more = ""
+        if len(found) > _PAGE:
+            more = f"<NextContinuationToken>{escape(found[_PAGE - 1][0])}</NextContinuationToken>"
         rows = "".join(
             f"<Contents><Key>{escape(key)}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified>"
             f'<ETag>"{status.st_mtime_ns:x}-{status.st_size:x}"</ETag><Size>{status.st_size}</Size></Contents>'
-            for key, status in found
-            if key.startswith(prefix)
+            for key, status in found[:_PAGE]
         )
-        body = f"<ListBucketResult><Name>{bucket}</Name><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>"
+        head = f"<Name>{bucket}</Name><IsTruncated>{'true' if more else 'false'}</IsTruncated>{more}"
+        body = f"<ListBucketResult>{head}{rows}</ListBucketResult>"
         self._answer(200, {"Content-Type": "application/xml"}, body.encode(), None, None)
 
 
