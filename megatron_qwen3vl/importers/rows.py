@@ -80,7 +80,7 @@ def _parquet(path: Path, stem: str, columns: Sequence[str], check: Check) -> Ite
     import pyarrow.parquet as pq
 
     try:
-        # Without these two, whole columns of a row group are in memory.
+        # Without these two, whole columns of a row group are in memory; with them, a page and a batch.
         with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as table:
             names = table.schema_arrow.names
             check(str(path), names)

@@ -9,12 +9,15 @@ import multiprocessing
 import os
 import signal
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from shard_helpers import tokenizer
 from text_and_media_sets import named, run, webdataset_samples, write_jsonl, write_pdfs
@@ -27,6 +30,7 @@ from megatron_qwen3vl.importers.frame import Entry, Format, Made, Unwanted, clea
 from megatron_qwen3vl.importers.registry import FORMATS
 from megatron_qwen3vl.importers.run import Import, is_held_out, run_import
 from megatron_qwen3vl.importers.settings import CommonSettings, describe, read_settings
+from megatron_qwen3vl.importers.text_rows import TextSettings
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -249,6 +253,25 @@ def test_keys_of_the_command() -> None:
     assert describe(AllKinds)[0].split() == ["images=(needed)", "folder"]
 
 
+def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
+    """One shard of 5 MB out of 40 MB: of lines, and of one row group of Parquet."""
+    texts = [f"{number:010d}" * 1_000 for number in range(4_000)]
+    write_jsonl(tmp_path / "a.jsonl", texts)
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False, compression="none")
+    pool = pa.default_memory_pool()
+    for name in ("jsonl", "parquet"):
+        chosen, common, settings = FORMATS[name], CommonSettings(held_out=0, limit=500), TextSettings()
+        task = Import(chosen, tmp_path / f"a.{name}", tmp_path / name, settings, common)
+        before, arrow = pool.bytes_allocated(), [0]
+        tracemalloc.start()
+        (summary,) = run_import(task, lambda _, most=arrow: most.append(pool.bytes_allocated()))
+        _, python = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert summary.mark.num_bytes > 5_000_000 and summary.mark.shards == 1
+        # a page of Parquet here has 10 MB, the column 40 MB
+        assert python < 2_000_000 and max(arrow) - before < 20_000_000, (name, python, max(arrow) - before)
+
+
 def test_a_library_that_is_not_there_is_named_with_its_extra() -> None:
     with pytest.raises(UserError, match=r"Parquet needs surely_no_library: pip install 'megatron_qwen3vl\[import\]'"):
         needs("surely_no_library", "Parquet")
@@ -265,17 +288,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     out, err = capsys.readouterr()
     assert "train/00000: 10 samples" in out and "1 left out" in err and "line 41" in err
     assert {path.name for path in (tmp_path / "out" / "train").glob("*.idx")} >= {"00000.tar.idx", "00001.tar.idx"}
-    assert main([*words, "held_out=0.2", "shard_samples=10"]) == 0  # nothing is left to do
+    before = digests(tmp_path / "out")
+    assert main([*words, "held_out=0.2", "shard_samples=10", "index=no"]) == 0  # nothing is left to do
     capsys.readouterr()
-    counts = []
-    for split in ("train", "held_out"):
-        assert main(["data", "inspect", str(tmp_path / "out" / split)]) == 0
-        counts.append(capsys.readouterr().out)
-        assert "text" in counts[-1]
+    assert digests(tmp_path / "out") == before
+    assert main(["data", "inspect", str(tmp_path / "out" / "train")]) == 0
     samples = [len(webdataset_samples(tmp_path / "out" / split)) for split in ("train", "held_out")]
-    assert sum(samples) == 40 and all(str(count) in shown for count, shown in zip(samples, counts, strict=True))
-    tokens = sum(len(tokenizer().encode(text)) + 1 for text in texts)
-    assert tokens > 40
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert sum(samples) == 40 and ["samples", str(samples[0])] in rows
+    kept = [each["json"]["content"][0]["text"] for each in webdataset_samples(tmp_path / "out" / "train").values()]
+    tokens = sum(len(tokenizer().encode(text)) + 1 for text in kept)  # each document ends with a token of its own
+    assert ["tokens", str(tokens)] in rows
 
 
 @pytest.mark.parametrize(
