@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_qwen3vl.errors import Stopped, UserError
+from megatron_qwen3vl.errors import RunFailed, Stopped, UserError
 from megatron_qwen3vl.parallel.place import read_place
 
 if TYPE_CHECKING:
@@ -48,12 +48,21 @@ torchrun and Slurm: torchrun --nproc-per-node 2 -m megatron_qwen3vl pretrain ...
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 done, 2 the user's mistake, 75 stopped by a signal after saving. The rest propagates (1)."""
+    """The exit status: 0 done, 1 the run failed, 2 the user's mistake, 75 stopped by a signal after saving.
+
+    What nobody foresaw propagates.
+    """
     try:
         return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
-        _print_problems(error)
+        lines = [line for problem in error.problems for line in problem.splitlines()]
+        if len(lines) > MAX_LINES:
+            lines = [*lines[: MAX_LINES - 1], f"... and {len(lines) - MAX_LINES + 1} more"]
+        _print_problems(lines)
         return USER_ERROR
+    except RunFailed as error:
+        _print_problems(str(error).splitlines())
+        return FAILED
     except Stopped:
         return STOPPED
 
@@ -339,7 +348,7 @@ def _folder_exists(name: str) -> None:
         raise UserError(f"{name}: no such folder")
 
 
-def _print_problems(error: UserError) -> None:
+def _print_problems(lines: Sequence[str]) -> None:
     try:
         silent = read_place(os.environ).rank != 0
     except UserError:
@@ -347,7 +356,4 @@ def _print_problems(error: UserError) -> None:
     if silent:
         time.sleep(SILENT_WAIT_S)
         return
-    lines = [line for problem in error.problems for line in problem.splitlines()]
-    if len(lines) > MAX_LINES:
-        lines = [*lines[: MAX_LINES - 1], f"... and {len(lines) - MAX_LINES + 1} more"]
     print("\n".join(lines), file=sys.stderr, flush=True)

@@ -16,6 +16,10 @@ class UserError(Exception):
         super().__init__("\n".join(self.problems))
 
 
+class RunFailed(Exception):
+    """The run cannot go on for a reason that is not in the configuration (exit status 1). On every rank alike."""
+
+
 class BadSample(Exception):
     """One sample cannot be used. The message is the reason that ``quarantine.jsonl`` shows; the run goes on."""
 

@@ -37,6 +37,9 @@ class Groups:
     cp out), ``dp_cp`` those that hold the same parameters, ``vision`` those that share the images of a micro-batch:
     the context-parallel ranks of ``vision_dp`` data-parallel neighbours, neighbour after neighbour. On one pipeline
     rank both ``is_first_stage`` and ``is_last_stage`` hold.
+
+    ``feed`` holds the ranks of ``model_parallel`` again and ``feed_pixels`` those of one pipeline rank of it, over gloo
+    on every device: they are for memory of the host, and for one thread, which uses no other group.
     """
 
     layout: Layout
@@ -63,6 +66,13 @@ class Groups:
     ep: dist.ProcessGroup
     vision: dist.ProcessGroup
     model_parallel: dist.ProcessGroup
+    feed: dist.ProcessGroup
+    feed_pixels: dist.ProcessGroup
+
+    @property
+    def is_reader(self) -> bool:
+        """The one rank of a model-parallel group that reads its data; it is on the first pipeline rank."""
+        return self.model_parallel.rank() == 0
 
     @property
     def is_writer(self) -> bool:
@@ -115,6 +125,8 @@ def start_groups(layout: Layout, device: Device, seed: int = 0) -> Groups:
         create_gloo_process_groups=False,
     )
     _seed(seed)
+    model_parallel = _create_groups(_ranks(layout, "tp-cp-pp"), place.rank, "TENSOR_CONTEXT_PIPELINE")
+    feed = _feed_group("tp-cp-pp", layout, place.rank, model_parallel)
     return Groups(
         layout=layout,
         device=device,
@@ -139,7 +151,9 @@ def start_groups(layout: Layout, device: Device, seed: int = 0) -> Groups:
         pp=parallel_state.get_pipeline_model_parallel_group(),
         ep=parallel_state.get_expert_model_parallel_group(),
         vision=_vision_group(layout, place.rank),
-        model_parallel=_model_parallel_group(layout, place.rank),
+        model_parallel=model_parallel,
+        feed=feed,
+        feed_pixels=feed if layout.pp == 1 else _feed_group("tp-cp", layout, place.rank, model_parallel),
     )
 
 
@@ -237,8 +251,10 @@ def _join(place: Place, device: Device) -> None:
     )
 
 
-def _model_parallel_group(layout: Layout, rank: int) -> dist.ProcessGroup:
-    return _create_groups(_ranks(layout, "tp-cp-pp"), rank, "TENSOR_CONTEXT_PIPELINE")
+def _feed_group(axes: str, layout: Layout, rank: int, model_parallel: dist.ProcessGroup) -> dist.ProcessGroup:
+    if model_parallel.size() == 1:
+        return model_parallel  # nothing is ever sent
+    return _create_groups(_ranks(layout, axes), rank, f"FEED_{axes}", "gloo")
 
 
 def _vision_group(layout: Layout, rank: int) -> dist.ProcessGroup:
@@ -257,12 +273,14 @@ def _ranks(layout: Layout, axes: str) -> list[list[int]]:
     return cast("list[list[int]]", grid.get_ranks(axes))
 
 
-def _create_groups(all_ranks: Sequence[list[int]], rank: int, description: str) -> dist.ProcessGroup:
+def _create_groups(
+    all_ranks: Sequence[list[int]], rank: int, description: str, backend: str | None = None
+) -> dist.ProcessGroup:
     """The one of these groups that this rank is in; every rank takes part in making each."""
     own = None
     for ranks in all_ranks:
         group = parallel_state.create_group(
-            ranks, timeout=datetime.timedelta(minutes=TIMEOUT_MINUTES), group_desc=description
+            ranks, timeout=datetime.timedelta(minutes=TIMEOUT_MINUTES), backend=backend, group_desc=description
         )
         if rank in ranks:
             own = group

@@ -14,9 +14,10 @@ from megatron_qwen3vl.data.source import Source
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.model.build import build_model
 from megatron_qwen3vl.parallel.device import start_device
-from megatron_qwen3vl.parallel.groups import join, shutdown, start_groups, world_size
+from megatron_qwen3vl.parallel.groups import from_first_rank, join, shutdown, start_groups, world_size
 from megatron_qwen3vl.parallel.layout import Layout
 from megatron_qwen3vl.train.assemble import load_initial_weights, open_sources
+from megatron_qwen3vl.train.feed import Channel, Parcel
 from megatron_qwen3vl.train.forward import prepare_schedule
 from megatron_qwen3vl.train.ingredients import find_ingredients
 from megatron_qwen3vl.train.measure import SampleLoss, measure, summarise
@@ -39,17 +40,25 @@ def evaluate(config: EvaluateConfig) -> dict:
     try:
         join(device)
         groups = start_groups(Layout.from_config(config.parallel, world_size()), device)
-        sources, _ = open_sources(config.mixture, model, ingredients, None)
+        channel, sources = Channel(groups), list[Source]()
+
+        def open_all() -> Parcel[int]:
+            assert config.mixture is not None
+            sources.extend(open_sources(config.mixture, model, ingredients, None)[0])
+            return Parcel((), sum(map(len, sources)))
+
+        num_samples = channel.take(channel.share(open_all)).facts
         chunks = build_model(model, config.parallel, groups, config.dtype, config.loss, trainable=(), seed=None)
         prepare_schedule(chunks)
         load_initial_weights(config.run.init_from, model, chunks, groups)
         chosen = [(source, index) for source in sources for index in range(len(source))]
-        results = measure(chunks, chosen, PACK_LENGTH, ingredients.tokenizer.pad_id, groups, device)
+        results = measure(chunks, chosen, PACK_LENGTH, ingredients.tokenizer.pad_id, channel, groups, device)
+        channel.close()
         if not any(result.failure is None for result in results):
-            why = results[0].failure if results else next(_reasons(sources), "it names no sample")
-            raise UserError(f"mixture={config.mixture}: not one of its {len(chosen)} samples can be read ({why})")
+            why = results[0].failure if results else from_first_rank(lambda: _first_reason(sources))
+            raise UserError(f"mixture={config.mixture}: not one of its {num_samples} samples can be read ({why})")
         summary = summarise(results, config.loss.exponent)
-        summary["failed"] = len(chosen) - summary["samples"]
+        summary["failed"] = num_samples - summary["samples"]
         if groups.is_writer:
             if config.out is not None:
                 _write(Path(config.out), results, config.loss.exponent)
@@ -62,8 +71,12 @@ def evaluate(config: EvaluateConfig) -> dict:
         shutdown()
 
 
-def _reasons(sources: Sequence[Source]) -> Iterator[str]:
+def _first_reason(sources: Sequence[Source]) -> str:
     """Why the shards, or samples of no length, cannot be used."""
+    return next(_reasons(sources), "it names no sample")
+
+
+def _reasons(sources: Sequence[Source]) -> Iterator[str]:
     for source in sources:
         yield from source.damage
         yield from (f"{source.key(i)}: {source.reason(i)}" for i in range(len(source)) if source.lengths[i] <= 0)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from megatron_qwen3vl.batch import Pack, Sample, collate
+from megatron_qwen3vl.batch import Pack, collate
 from megatron_qwen3vl.data.loader import to_pack
 from megatron_qwen3vl.data.source import Source
 from megatron_qwen3vl.parallel.device import Device
 from megatron_qwen3vl.parallel.groups import Groups, all_reduce_sum, gather_objects
+from megatron_qwen3vl.train.feed import Channel, Parcel
 from megatron_qwen3vl.train.forward import run_schedule
 
 
@@ -29,25 +31,36 @@ def measure(
     chosen: Sequence[tuple[Source, int]],
     length: int,
     pad_id: int,
+    channel: Channel,
     groups: Groups,
     device: Device,
 ) -> list[SampleLoss]:
-    """Losses in the order of ``chosen``, the same list on every rank.
+    """Losses in the order of ``chosen``, the same list on every rank. Only readers (train/feed.py) need ``chosen``.
 
     Samples go into packs of ``length`` positions one after another; a longer sample gets a pack of its own. Every
     data-parallel rank computes every num_ranks-th pack and takes part in the others' collectives with padding.
     """
     multiple = groups.tp_size * groups.cp_size * 2
-    plan = list(_groups_of(chosen, length))
+    plan: list[list[int]] = []
+
+    def count_rounds() -> Parcel[int]:
+        plan.extend(_groups_of(chosen, length))
+        return Parcel((), -(-len(plan) // groups.dp_size))
+
+    def read(first: int) -> Parcel[Sequence[int]]:
+        together = plan[first : first + groups.dp_size]
+        size = max(sum(_tokens(chosen[i]) for i in part) for part in together)
+        size = -(-max(size, length) // multiple) * multiple
+        own = together[groups.dp_rank] if groups.dp_rank < len(together) else []
+        samples = [chosen[i][0].read(chosen[i][1], pixels=True) for i in own]
+        return Parcel((to_pack(0, samples, size, pad_id),), own)
+
+    rounds = channel.take(channel.share(count_rounds)).facts
     results: dict[int, SampleLoss] = {}
     with torch.no_grad(), _evaluating(chunks):
-        for first in range(0, len(plan), groups.dp_size):
-            together = plan[first : first + groups.dp_size]
-            size = max(sum(_tokens(chosen[i]) for i in part) for part in together)
-            size = -(-max(size, length) // multiple) * multiple
-            own = together[groups.dp_rank] if groups.dp_rank < len(together) else []
-            samples = [chosen[i][0].read(chosen[i][1], pixels=groups.is_first_stage) for i in own]
-            results.update(_losses(chunks, own, samples, to_pack(0, samples, size, pad_id), groups, device))
+        for number in range(rounds):
+            parcel = channel.take(channel.share(partial(read, number * groups.dp_size)))
+            results.update(_losses(chunks, parcel.facts, parcel.packs[0], groups, device))
     merged: dict[int, SampleLoss] = {}
     for part in gather_objects(results):
         merged.update(part)
@@ -79,7 +92,6 @@ def _groups_of(chosen: Sequence[tuple[Source, int]], length: int) -> Iterator[li
 def _losses(
     chunks: Sequence[torch.nn.Module],
     own: Sequence[int],
-    samples: Sequence[Sample],
     pack: Pack,
     groups: Groups,
     device: Device,
@@ -90,8 +102,8 @@ def _losses(
     sums = report.losses[0].document_losses
     all_reduce_sum(sums, groups.cp)
     return {
-        position: SampleLoss(sample.key, sample.domain, sample.num_labels, loss_sum, sample.failure)
-        for position, sample, loss_sum in zip(own, samples, sums.tolist(), strict=True)
+        position: SampleLoss(document.key, document.domain, document.num_labels, loss_sum, document.failure)
+        for position, document, loss_sum in zip(own, pack.documents, sums.tolist(), strict=True)
     }
 
 

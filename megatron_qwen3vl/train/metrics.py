@@ -121,3 +121,5 @@ def _flat(prefix: str, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
                 yield f"{prefix}/domain/{domain}/{key}", value
     for source, tokens in row.get("sources", {}).items():
         yield f"{prefix}/source/{source}/tokens", tokens
+    for source, epochs in row.get("epochs", {}).items():
+        yield f"{prefix}/source/{source}/epochs", epochs

@@ -54,7 +54,8 @@ def pretrain(config: RunConfig) -> None:
     try:
         join(device)
         start = from_first_rank(lambda: find_start(config, ingredients.tokenizer.fingerprint))
-        check_data(config, config.run.stages[start.stage :], ingredients)
+        # on one rank only: the others of a model-parallel group never open any data
+        from_first_rank(lambda: check_data(config, config.run.stages[start.stage :], ingredients))
         records = _open_records(config, start)
         summaries = _run_stages(config, start, ingredients, device, records, stop)
         records.close()
@@ -100,8 +101,9 @@ def _start_row(
         "checkpoint": None if start.weights is None else str(start.weights),
         "device": device.type,
         "layout": {axis: size for axis, size in layout.items() if size is not None},
-        "shares": parts.loader.shares,
-        "left_out": parts.loader.num_left_out,
+        "shares": parts.feed.about.shares,
+        "left_out": parts.feed.about.left_out,
+        "changes": parts.feed.about.changes,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +17,14 @@ class Records:
         self._files, self._wandb, self._trace = files, wandb, trace_samples
 
     def step(
-        self, row: Mapping[str, Any], keys: Sequence[str], bad: Sequence[Quarantined], total_step: int
+        self, row: Mapping[str, Any], keys: Callable[[], Sequence[str]], bad: Sequence[Quarantined], total_step: int
     ) -> None:
-        """metrics.jsonl, samples.jsonl (when traced), quarantine.jsonl and wandb for one step."""
+        """metrics.jsonl, samples.jsonl (when traced: ``keys`` is asked then), quarantine.jsonl and wandb for a step."""
         if self._files is None:
             return
         self._files.write("metrics.jsonl", row)
         if self._trace:
-            self._files.write("samples.jsonl", {"stage": row["stage"], "step": row["step"], "keys": list(keys)})
+            self._files.write("samples.jsonl", {"stage": row["stage"], "step": row["step"], "keys": list(keys())})
         self.bad(bad)
         if self._wandb is not None:
             self._wandb.log(row, total_step)
@@ -34,9 +34,9 @@ class Records:
             for sample in samples:
                 self._files.write("quarantine.jsonl", asdict(sample))
 
-    def skipped(self, stage: str, step: int, reason: str, keys: Sequence[str]) -> None:
+    def skipped(self, stage: str, step: int, reason: str, keys: Callable[[], Sequence[str]]) -> None:
         if self._files is not None:
-            self._files.write("skipped.jsonl", {"stage": stage, "step": step, "reason": reason, "keys": list(keys)})
+            self._files.write("skipped.jsonl", {"stage": stage, "step": step, "reason": reason, "keys": list(keys())})
 
     def validation(self, row: Mapping[str, Any], total_step: int) -> None:
         if self._files is not None:

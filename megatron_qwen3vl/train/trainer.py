@@ -9,14 +9,14 @@ non-finite loss or gradient, nothing at all -> figures.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_qwen3vl.batch import Batch, Pack, collate
 from megatron_qwen3vl.config.schema import RunConfig
 from megatron_qwen3vl.data.quarantine import Quarantine, Quarantined, failed_documents, left_out_samples, lost_parts
-from megatron_qwen3vl.errors import Stopped, UserError
+from megatron_qwen3vl.errors import RunFailed, Stopped, UserError
 from megatron_qwen3vl.parallel.device import Device
 from megatron_qwen3vl.parallel.groups import Groups, gather_objects
 from megatron_qwen3vl.train import figures
@@ -33,10 +33,6 @@ from megatron_qwen3vl.train.routing import aux_loss, expert_load
 from megatron_qwen3vl.train.saving import Saver
 from megatron_qwen3vl.train.stop import StopSignal
 from megatron_qwen3vl.train.validation import Validation
-
-
-class RunFailed(Exception):
-    """The run cannot go on for a reason that is not in the configuration (exit status 1)."""
 
 
 @dataclass
@@ -111,15 +107,16 @@ class StageRun:
             raise
         finally:
             self.display.close()
-            self.parts.loader.close()
+            self.parts.feed.close()
             self.saver.close()
         return self.summary()
 
     def _say_what_changed(self) -> None:
         """What differs from the checkpoint's mixture, and, once, what of the shards cannot be read."""
-        for sentence in self.parts.loader.changes:
+        about = self.parts.feed.about
+        for sentence in about.changes:
             self.display.say(f"{self.name}: {sentence}")
-        for source, damage in self.parts.damage.items():
+        for source, damage in about.damage.items():
             for line in damage:
                 self.display.say(f"{self.name}: source {source}: {line}")
             if self.progress.step == 0:
@@ -132,7 +129,7 @@ class StageRun:
         number = progress.step + 1
         rate = learning_rate(self.stage.optimizer, number, self.stage.num_steps)
         set_learning_rate(self.parts.optimizer, rate)
-        data = self.parts.loader.next()
+        data = self.parts.feed.next()
         self.clock.end("data")
         counts = figures.count(data.packs, loss_config.exponent, self.groups, self.device.device)
         check = self._gradient_check(counts)
@@ -142,7 +139,7 @@ class StageRun:
             report = run_schedule(self.parts.chunks, self._batches(data.packs), counts.normaliser, self.groups.dp_size)
         losses = figures.gather_losses(
             report,
-            self.parts.domains,
+            self.parts.feed.about.domains,
             loss_config.exponent,
             max(counts.normaliser, 1e-300),
             self.stop.requested,
@@ -151,8 +148,7 @@ class StageRun:
             self.device.device,
         )
         self.clock.end("model")  # its losses have been read: the device is done with them
-        keys = [key for lane in data.keys_by_lane for key in lane]
-        grad_norm = self._update(check, counts, losses, keys)
+        grad_norm = self._update(check, counts, losses, data.keys)
         self.clock.end("optimizer")
         progress.step, progress.total_steps = number, progress.total_steps + 1
         loss = losses.loss if counts.normaliser > 0 else None
@@ -180,6 +176,7 @@ class StageRun:
             "skipped": progress.skipped_in_a_row > 0,
             "domains": losses.domains,
             "sources": dict(data.source_tokens),
+            "epochs": dict(data.epochs),
             **wall_clock,
             "memory_bytes": peak_memory(self.device),
         }
@@ -187,7 +184,7 @@ class StageRun:
         progress.seconds += wall_clock["seconds"]
         failed = self._failed(data.packs, counts)
         left_out = left_out_samples(data.left_out, self.name, number)
-        self.records.step(row, keys, [*failed, *left_out], progress.total_steps)
+        self.records.step(row, data.keys, [*failed, *left_out], progress.total_steps)
         if losses.saved:
             with self.clock.saving():
                 self.saver.advance()
@@ -210,7 +207,11 @@ class StageRun:
         ]
 
     def _update(
-        self, check: GradientCheck | None, counts: figures.Counts, losses: figures.Losses, keys: Sequence[str]
+        self,
+        check: GradientCheck | None,
+        counts: figures.Counts,
+        losses: figures.Losses,
+        keys: Callable[[], Sequence[str]],
     ) -> float | None:
         """Apply the gradients, or nothing: a non-finite loss or gradient never reaches weights or moments."""
         if counts.normaliser <= 0:
@@ -234,7 +235,7 @@ class StageRun:
         if everywhere:
             raise RunFailed("the gradient check of the first step failed: " + "; ".join(everywhere[:20]))
 
-    def _skip(self, reason: str, keys: Sequence[str]) -> None:
+    def _skip(self, reason: str, keys: Callable[[], Sequence[str]]) -> None:
         self.progress.skipped += 1
         self.progress.skipped_in_a_row += 1
         self.records.skipped(self.name, self.progress.step + 1, reason, keys)
@@ -292,7 +293,7 @@ class StageRun:
             "progress": vars(self.progress),
             "step": self.progress.step,
             "total_steps": self.progress.total_steps,
-            "loader": self.parts.loader.state(),
+            "loader": self.parts.feed.state(),
             "files": self.records.lengths(),
         }
         folder = root / f"step_{self.progress.step:08d}"

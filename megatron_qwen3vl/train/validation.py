@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from megatron_qwen3vl.config.schema import RunConfig
@@ -9,6 +10,7 @@ from megatron_qwen3vl.data.source import Source
 from megatron_qwen3vl.parallel.device import Device
 from megatron_qwen3vl.parallel.groups import Groups
 from megatron_qwen3vl.train.assemble import INDEX_FOLDER, StageParts, open_sources
+from megatron_qwen3vl.train.feed import Parcel
 from megatron_qwen3vl.train.ingredients import Ingredients
 from megatron_qwen3vl.train.measure import measure, summarise
 
@@ -18,18 +20,14 @@ class Validation:
         self, config: RunConfig, stage: str, ingredients: Ingredients, parts: StageParts, groups: Groups, device: Device
     ) -> None:
         self._config, self._stage, self._parts, self._groups, self._device = config, stage, parts, groups, device
-        self._sources: list[Source] = []
-        if config.validation.mixture is not None and config.validation.every > 0:
-            self._sources, _ = open_sources(
-                config.validation.mixture,
-                config.model,
-                ingredients,
-                Path(config.run.dir) / INDEX_FOLDER,
-                config.stages[stage].sequence_length,
-            )
+        self._sources: list[Source] = []  # on the ranks that read
+        self._wanted = config.validation.mixture is not None and config.validation.every > 0
+        if self._wanted:
+            channel = parts.feed.channel
+            channel.take(channel.share(partial(self._open, ingredients)))
 
     def due(self, step: int, last: bool) -> bool:
-        return bool(self._sources) and (last or step % self._config.validation.every == 0)
+        return self._wanted and (last or step % self._config.validation.every == 0)
 
     def run(self) -> dict:
         """{"loss", "samples", "loss_tokens", "domains": {name: {...}}} over ``validation.samples`` of each source."""
@@ -39,5 +37,13 @@ class Validation:
             for index in range(min(len(source), self._config.validation.samples))
         ]
         length = self._config.stages[self._stage].sequence_length
-        results = measure(self._parts.chunks, chosen, length, self._parts.tokenizer.pad_id, self._groups, self._device)
+        pad_id, channel = self._parts.tokenizer.pad_id, self._parts.feed.channel
+        results = measure(self._parts.chunks, chosen, length, pad_id, channel, self._groups, self._device)
         return summarise(results, self._config.loss.exponent)
+
+    def _open(self, ingredients: Ingredients) -> Parcel[None]:
+        config, cache = self._config, Path(self._config.run.dir) / INDEX_FOLDER
+        length = config.stages[self._stage].sequence_length
+        assert config.validation.mixture is not None
+        self._sources, _ = open_sources(config.validation.mixture, config.model, ingredients, cache, length)
+        return Parcel((), None)
