@@ -62,20 +62,26 @@ def do_import(chosen: Format, source: Path, out: Path, *words: str) -> tuple[lis
     return (list(read_samples(out / "train")) if summary.mark.samples else []), summary
 
 
-def trains(chosen: Format, source: Path, folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> None:
-    """The command imports and indexes, `data inspect` finds nothing amiss, and one step uses every sample."""
-    out = folder / "shards"
-    assert main(["data", "import", chosen.name, str(source), str(out), "held_out=0", *words]) == 0
-    keys = {f"imported/00000/{sample.key}" for sample in read_samples(out / "train")}
-    assert list(out.glob("train/*.idx"))
-    capsys.readouterr()
-    assert main(["data", "inspect", str(out / "train")]) == 0
-    told = capsys.readouterr().out
-    assert re.search(rf"^ *samples +{len(keys)}$", told, re.M) and "cannot be used" not in told, told
+def trains(chosen: Format, source: Path, folder: Path, capsys: pytest.CaptureFixture[str], *variants: str) -> None:
+    """The command imports and indexes, `data inspect` finds nothing amiss, and one step uses every sample.
+
+    ``variants``: a key=value each, for imports that train together; one import without any by default.
+    """
+    keys, sources = set(), []
+    for number, word in enumerate(variants or ("limit=null",)):
+        out = folder / f"shards{number}"
+        assert main(["data", "import", chosen.name, str(source), str(out), "held_out=0", word]) == 0
+        found = {f"imported{number}/00000/{sample.key}" for sample in read_samples(out / "train")}
+        assert list(out.glob("train/*.idx"))
+        capsys.readouterr()
+        assert main(["data", "inspect", str(out / "train")]) == 0
+        told = capsys.readouterr().out
+        assert re.search(rf"^ *samples +{len(found)}$", told, re.M) and "cannot be used" not in told, told
+        limits = {"max_pixels": 4096, "min_pixels": 1024}
+        sources.append({"name": f"imported{number}", "shards": str(out / "train"), "weight": 1.0, **limits})
+        keys |= found
     mixture = folder / "mixture.yaml"
-    limits = {"max_pixels": 4096, "min_pixels": 1024}
-    mixed = {"name": "imported", "shards": str(out / "train"), "weight": 1.0, **limits}
-    mixture.write_text(yaml.safe_dump({"sources": [mixed]}))
+    mixture.write_text(yaml.safe_dump({"sources": sources}))
     stage = {"mixture": mixture, "steps": 1, "sequence_length": 8192, "global_batch_size": 1}
     stages = [f"stages.s1.{name}={value}" for name, value in stage.items()]
     more = ["run.stages=[s1]", "data.workers=0", "run.trace_samples=true", f"run.dir={folder}/run"]
