@@ -33,7 +33,7 @@ from megatron_qwen3vl.data.vision import VisionLimits, decode, make_patches
 from megatron_qwen3vl.errors import BadSample, UserError
 
 _AT_ONCE = 64 << 20  # bytes of a sample that are read together
-_INDEXES_KEPT = 256  # open at a time, in each process
+_INDEXES_KEPT = 1024  # open at a time, in each process
 
 
 class Indexes:
