@@ -149,18 +149,22 @@ def write_mmc4(folder: Path, rows: Sequence[dict[str, Any]], names: Sequence[str
 
 
 Drawn = tuple[float, float, float, str]  # points from the left, points from the bottom, size of the type, words
+FONTS = ("Helvetica", "Courier")
 
 
 def make_pdf(pages: Sequence[Sequence[Drawn]], size: tuple[float, float] = (300, 400)) -> bytes:
-    """Pages with these lines, in PDF 1.4's own words."""
-    objects = [b"<< /Type /Catalog /Pages 2 0 R >>", b"", b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"]
+    """Pages with these lines, in PDF 1.4's own words; lines that begin with $ are in Courier."""
+    fonts = [f"<< /Type /Font /Subtype /Type1 /BaseFont /{name} >>".encode() for name in FONTS]
+    objects = [b"<< /Type /Catalog /Pages 2 0 R >>", b"", *fonts]
     kids = []
     for lines in pages:
-        drawn = "".join(f"BT /F1 {type_} Tf {x} {y} Td ({words}) Tj ET\n" for x, y, type_, words in lines).encode()
+        drawn = "".join(
+            f"BT /F{2 if words[0] == '$' else 1} {pt} Tf {x} {y} Td ({words}) Tj ET\n" for x, y, pt, words in lines
+        ).encode()
         objects.append(b"<< /Length %d >>\nstream\n%sendstream" % (len(drawn), drawn))
-        fonts = b"/Resources << /Font << /F1 3 0 R >> >>"
+        used = b"/Resources << /Font << /F1 3 0 R /F2 4 0 R >> >>"
         box = b"/MediaBox [0 0 %g %g]" % size
-        objects.append(b"<< /Type /Page /Parent 2 0 R %s /Contents %d 0 R %s >>" % (box, len(objects), fonts))
+        objects.append(b"<< /Type /Page /Parent 2 0 R %s /Contents %d 0 R %s >>" % (box, len(objects), used))
         kids.append(f"{len(objects)} 0 R")
     objects[1] = f"<< /Type /Pages /Count {len(kids)} /Kids [{' '.join(kids)}] >>".encode()
     out = io.BytesIO()
@@ -177,13 +181,16 @@ def make_pdf(pages: Sequence[Sequence[Drawn]], size: tuple[float, float] = (300,
 
 
 def page_of(number: int) -> list[Drawn]:
-    """A heading, a paragraph of two lines, and a list."""
+    """A heading, a paragraph of three lines, a list, and code."""
     return [
         (30, 350, 20, f"Chapter {number}"),
-        (30, 320, 10, "The first line of a paragraph that"),
-        (30, 308, 10, f"ends on page {number}."),
-        (30, 280, 10, "- one"),
-        (30, 268, 10, "- two"),
+        (30, 320, 10, "The first line of a paragraph that has a hy-"),
+        (30, 308, 10, "phen at its end and"),
+        (30, 296, 10, f"ends on page {number}."),
+        (30, 270, 10, "- one"),
+        (30, 258, 10, "- two"),
+        (30, 230, 10, "$ ls"),
+        (42, 218, 10, "$ cd x"),
     ]
 
 
