@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_qwen3vl.errors import BadSample, UserError
 from megatron_qwen3vl.importers.choosing import Chooser
-from megatron_qwen3vl.importers.fields import NUMBER, member
+from megatron_qwen3vl.importers.fields import NUMBER, member, numbers
 from megatron_qwen3vl.importers.files import find_files, lines_of
 from megatron_qwen3vl.importers.frame import Entry, Format, Made, Unwanted, needs, option
 from megatron_qwen3vl.importers.groups import group
@@ -96,13 +96,26 @@ def _rows(source: Path) -> Iterator[tuple[str, list[Any]]]:
         for number, values in enumerate(_parquet(path) if path.suffix == ".parquet" else _json_lines(path), 1):
             where = f"{path}, row {number}"
             label = member(values, "label", str, where)
-            points = []
-            for place, point in enumerate(member(values, "points", list, where)):
-                if not isinstance(point, Mapping):
-                    raise UserError(f"{where}: points[{place}] is not {{x, y}}")
-                points.append([member(point, axis, NUMBER, f"{where}: points[{place}]") for axis in ("x", "y")])
+            points = _points(values, where)
             sha256, names = str(values.get(SHA256) or ""), _names(values, where)
             yield sha256 or names[0], [label, points, sha256, names]
+
+
+def _points(values: Mapping[str, Any], where: str) -> list[list[float]]:
+    """A list of {x, y}, as PixMo-Points has it, or two lists, as PixMo-Count."""
+    given = member(values, "points", (list, dict), where)
+    if isinstance(given, dict):
+        x, y = (numbers(given, axis, None, f"{where}: points") for axis in ("x", "y"))
+        if len(x) != len(y):
+            raise UserError(f"{where}: points.x and points.y have {len(x)} and {len(y)} numbers")
+        return [list(pair) for pair in zip(x, y, strict=True)]
+    for place, point in enumerate(given):
+        if not isinstance(point, Mapping):
+            raise UserError(f"{where}: points[{place}] is not {{x, y}}")
+    return [
+        [member(point, axis, NUMBER, f"{where}: points[{place}]") for axis in ("x", "y")]
+        for place, point in enumerate(given)
+    ]
 
 
 def _names(values: Mapping[str, Any], where: str) -> list[str]:

@@ -128,8 +128,9 @@ def test_what_is_left_out_is_named(tmp_path: Path) -> None:
 def test_pixels_and_many_points(tmp_path: Path) -> None:
     """PixMo-Count gives pixels; an answer holds at most ``max_objects`` points."""
     sha256 = picture(tmp_path / "images")
-    about = row("many", [], sha256) | {"points": [{"x": 8.0 + n, "y": 20.0} for n in range(10)]}
-    source = write(tmp_path / "train.jsonl", [about])
+    columns = {"x": [8.0 + n for n in range(10)], "y": [20.0] * 10}  # as PixMo-Count writes them
+    source = tmp_path / "train.parquet"
+    pq.write_table(pa.Table.from_pylist([row("many", [], sha256) | {"points": columns}]), source)
     (sample,), _ = do_import(PIXMO_POINTS, source, tmp_path / "out", "units=pixels", "count=0")
     ((_, answer, _),) = answered(sample)
     assert [entry["point_2d"] for entry in answer] == [[round((8 + n) * 12.5), 500] for n in range(10)]
