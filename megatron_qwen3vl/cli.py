@@ -30,12 +30,9 @@ usage: megatron-qwen3vl COMMAND ...
   convert import HF_DIR OUT               Hugging Face folder -> training checkpoint
   convert export CHECKPOINT HF_DIR        training checkpoint -> Hugging Face folder
   data build RECIPE OUT                   make shards from a domain recipe
-  data import FORMAT SOURCE OUT [key=value ...]
-                                          shards from a public data set as it is on disk; --help lists the formats
-  data index PATH|ADDRESS [--to FOLDER|beside] [--workers N] [key=value ...]
-                                          index existing tar files, in as many processes as there are cores
-  data inspect PATH [--html FILE] [key=value ...]
-                                          what shards or a mixture hold; a page of packs as the model gets them
+  data import FORMAT SOURCE OUT           shards from a public data set as it is on disk; --help lists the formats
+  data index PATH [--to FOLDER]           index existing tar files, on a disk or behind an address
+  data inspect PATH [--html FILE]         what shards or a mixture hold; a page of packs as the model gets them
   data frames PATH OUT [--fps 2] [--max-frames 768] [--side PIXELS]
                                           shards or a folder with video files -> shards of sampled frames
   data sheet SHARDS OUT.png               a picture of some of the samples that shards hold
@@ -200,12 +197,14 @@ def _index(arguments: list[str], to: str | None, workers: int | None) -> None:
     from megatron_qwen3vl.data.indexing import index_shards
     from megatron_qwen3vl.data.processes import available_cores
     from megatron_qwen3vl.data.progress import ShardProgress
-    from megatron_qwen3vl.data.remote import BESIDE, check_index_target
+    from megatron_qwen3vl.data.remote import BESIDE, check_index_target, is_address
     from megatron_qwen3vl.data.shards import find_shards
+    from megatron_qwen3vl.data.storage import without_credentials
 
     check_index_target(path, to)
     folder = None if to is None or to == BESIDE else Path(to).absolute()
     shards = find_shards(path, Path.cwd(), config.storage)
+    path = without_credentials(path) if is_address(path) else path
     with ShardProgress(f"data index {path}", len(shards)) as progress:
         results = index_shards(shards, ingredients.tokenizer, folder, workers or available_cores(), progress.advance)
     done = [result for result in results if result.problem is None]
@@ -228,6 +227,8 @@ def _data_inspect(arguments: list[str]) -> int:
         (page,) = _positional("data inspect PATH --html", arguments[place + 1 : place + 2], ("FILE",))
         arguments = arguments[:place] + arguments[place + 2 :]
     path, ingredients, config = _shards_and_tokenizer("data inspect", arguments)
+    if "://" in path:
+        raise UserError("data inspect: takes no address; name a mixture file with a source of these shards")
 
     from megatron_qwen3vl.config.paths import find_path
     from megatron_qwen3vl.report.inspect import inspect_path
@@ -299,8 +300,10 @@ def _data_sheet(arguments: list[str]) -> int:
 
 def _shards_and_tokenizer(command: str, arguments: list[str]) -> tuple[str, Ingredients, RunConfig]:
     """``PATH [key=value ...]``: what counts tokens and pixels is found as for ``pretrain``, by its keys."""
-    overrides, _ = _split([argument for argument in arguments if "=" in argument], ())
-    (path,) = _positional(command, [argument for argument in arguments if "=" not in argument], ("PATH",))
+    # a signed address holds = as well
+    keys = [a for a in arguments if "=" in a and ":" not in a.partition("=")[0]]
+    overrides, _ = _split(keys, ())
+    (path,) = _positional(command, [argument for argument in arguments if argument not in keys], ("PATH",))
 
     from megatron_qwen3vl.config.load import load_config
     from megatron_qwen3vl.train.ingredients import find_ingredients

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_qwen3vl.config.paths import find_path
-from megatron_qwen3vl.config.schema import ModelConfig, RunConfig, SourceConfig, VisionConfig
+from megatron_qwen3vl.config.schema import ModelConfig, RunConfig, SourceConfig, StorageConfig, VisionConfig
 from megatron_qwen3vl.data.lanes import Lane, Mixture
 from megatron_qwen3vl.data.mixture import load_mixture
 from megatron_qwen3vl.data.source import Source, open_source
@@ -72,11 +72,14 @@ class Fill:
 
 
 def open_path(
-    path: Path, tokenizer: Tokenizer, limits: VisionLimits, model: ModelConfig
+    path: Path, tokenizer: Tokenizer, limits: VisionLimits, model: ModelConfig, storage: StorageConfig | None = None
 ) -> tuple[list[Source], list[float]]:
     """The sources of a mixture file and their weights; or one source, a folder of shards or a tar.
 
     A domain's folder (with ``train`` and ``held_out`` inside) is all its shards.
+
+    Args:
+        storage: how addresses in a mixture file are read; None refuses them.
 
     Raises:
         UserError: a mixture that cannot be read, no shards there, or a stale index.
@@ -84,7 +87,8 @@ def open_path(
     configs: tuple[SourceConfig, ...] = (SourceConfig(path.resolve().stem, str(path.resolve()), 1.0),)
     if path.suffix in (".yaml", ".yml"):
         configs = load_mixture(path).sources
-    sources = [open_source(config, path.resolve().parent, tokenizer, limits, model) for config in configs]
+    base, indexes = path.resolve().parent, Path(storage.indexes) if storage and storage.indexes else None
+    sources = [open_source(config, base, tokenizer, limits, model, indexes, storage=storage) for config in configs]
     return sources, [config.weight for config in configs]
 
 

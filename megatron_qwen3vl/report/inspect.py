@@ -23,7 +23,7 @@ def inspect_path(path: Path, config: RunConfig, tokenizer: Tokenizer, limits: Vi
     Raises:
         UserError: a mixture that cannot be read, no shards there, a stale index, or a page that cannot be written.
     """
-    sources, weights = open_path(path, tokenizer, limits, config.model)
+    sources, weights = open_path(path, tokenizer, limits, config.model, config.storage)
     vision = config.model.vision_config
     held = [holdings(source, vision) for source in sources]
     choices, own = packings(config, path)

@@ -11,7 +11,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_qwen3vl.config.paths import find_path
-from megatron_qwen3vl.config.schema import ModelConfig, RunConfig, StageConfig
+from megatron_qwen3vl.config.schema import ModelConfig, RunConfig, StageConfig, StorageConfig
 from megatron_qwen3vl.convert.beginning import load_beginning
 from megatron_qwen3vl.convert.hf import load_hf
 from megatron_qwen3vl.data.lanes import Mixture
@@ -34,7 +34,12 @@ from megatron_qwen3vl.train.forward import prepare_schedule
 from megatron_qwen3vl.train.ingredients import Ingredients
 from megatron_qwen3vl.train.optimizer import build_optimizer
 
-INDEX_FOLDER = "index"  # under run.dir: indexes of shards that came without
+INDEX_FOLDER = "index"  # under run.dir
+
+
+def index_folder(config: RunConfig) -> Path:
+    """Where indexes of shards that came without and catalogues are kept."""
+    return Path(config.run.dir) / INDEX_FOLDER if config.storage.indexes is None else Path(config.storage.indexes)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class DataFacts:
     changes: Sequence[str]  # since the checkpoint, in sentences
     shares: Mapping[str, float]  # of tokens, as the mixture asks
     left_out: Mapping[str, int]  # samples that no pack can hold
+    divided: Mapping[str, tuple[int, int]]  # documents longer than the sequence, and their parts
     limits: VisionLimits  # the widest that all sources keep to
 
 
@@ -68,6 +74,7 @@ def open_sources(
     mixture_path: str,
     model: ModelConfig,
     ingredients: Ingredients,
+    storage: StorageConfig,
     index_cache: Path | None,
     sequence_length: int | None = None,
 ) -> tuple[list[Source], list[float]]:
@@ -83,11 +90,8 @@ def open_sources(
     problems: list[str] = []
     for source in mixture.sources:
         try:
-            sources.append(
-                open_source(
-                    source, base, ingredients.tokenizer, ingredients.limits, model, index_cache, sequence_length
-                )
-            )
+            tokenizer, limits = ingredients.tokenizer, ingredients.limits
+            sources.append(open_source(source, base, tokenizer, limits, model, index_cache, sequence_length, storage))
         except UserError as error:
             problems += error.problems
     if problems:
@@ -100,12 +104,14 @@ def check_data(config: RunConfig, stages: Sequence[str], ingredients: Ingredient
 
     Raises UserError with the problems of all of them.
     """
-    cache = Path(config.run.dir) / INDEX_FOLDER
+    cache = index_folder(config)
     keys_of: dict[str, list[str]] = {}  # stages that share a source share its problems
     for name in stages:
         stage = config.stages[name]
         try:
-            sources, weights = open_sources(stage.mixture, config.model, ingredients, cache, stage.sequence_length)
+            sources, weights = open_sources(
+                stage.mixture, config.model, ingredients, config.storage, cache, stage.sequence_length
+            )
             Mixture(sources, weights, config.run.seed, name, stage.global_batch_size, stage.sequence_length)
             refuse_bad_sources(sources, config.data.max_bad_rate)
         except UserError as error:
@@ -113,7 +119,7 @@ def check_data(config: RunConfig, stages: Sequence[str], ingredients: Ingredient
                 keys_of.setdefault(problem, []).append(f"stages.{name}.mixture")
     if stages and config.validation.mixture is not None and config.validation.every > 0:
         try:
-            open_sources(config.validation.mixture, config.model, ingredients, cache)
+            open_sources(config.validation.mixture, config.model, ingredients, config.storage, cache)
         except UserError as error:
             for problem in error.problems:
                 keys_of.setdefault(problem, []).append("validation.mixture")
@@ -156,8 +162,10 @@ def open_feed(config: RunConfig, name: str, start: Start, ingredients: Ingredien
     stage = config.stages[name]
 
     def open_loader() -> tuple[Loader, DataFacts]:
-        cache = Path(config.run.dir) / INDEX_FOLDER
-        sources, weights = open_sources(stage.mixture, config.model, ingredients, cache, stage.sequence_length)
+        cache = index_folder(config)
+        sources, weights = open_sources(
+            stage.mixture, config.model, ingredients, config.storage, cache, stage.sequence_length
+        )
         settings = LoaderConfig(
             seed=config.run.seed,
             stage=name,
@@ -181,6 +189,7 @@ def open_feed(config: RunConfig, name: str, start: Start, ingredients: Ingredien
             changes=loader.changes,
             shares=loader.shares,
             left_out=loader.num_left_out,
+            divided={source.name: source.num_split for source in sources if source.num_split[0]},
             limits=widest([source.limits for source in sources]),
         )
         return loader, facts

@@ -44,7 +44,8 @@ def evaluate(config: EvaluateConfig) -> dict:
 
         def open_all() -> Parcel[int]:
             assert config.mixture is not None
-            sources.extend(open_sources(config.mixture, model, ingredients, None)[0])
+            indexes = Path(config.storage.indexes) if config.storage.indexes is not None else None
+            sources.extend(open_sources(config.mixture, model, ingredients, config.storage, indexes)[0])
             return Parcel((), sum(map(len, sources)))
 
         num_samples = channel.take(channel.share(open_all)).facts

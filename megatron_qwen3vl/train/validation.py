@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 from megatron_qwen3vl.config.schema import RunConfig
 from megatron_qwen3vl.data.source import Source
 from megatron_qwen3vl.parallel.device import Device
 from megatron_qwen3vl.parallel.groups import Groups
-from megatron_qwen3vl.train.assemble import INDEX_FOLDER, StageParts, open_sources
+from megatron_qwen3vl.train.assemble import StageParts, index_folder, open_sources
 from megatron_qwen3vl.train.feed import Parcel
 from megatron_qwen3vl.train.ingredients import Ingredients
 from megatron_qwen3vl.train.measure import measure, summarise
@@ -42,8 +41,10 @@ class Validation:
         return summarise(results, self._config.loss.exponent)
 
     def _open(self, ingredients: Ingredients) -> Parcel[None]:
-        config, cache = self._config, Path(self._config.run.dir) / INDEX_FOLDER
+        config, cache = self._config, index_folder(self._config)
         length = config.stages[self._stage].sequence_length
         assert config.validation.mixture is not None
-        self._sources, _ = open_sources(config.validation.mixture, config.model, ingredients, cache, length)
+        self._sources, _ = open_sources(
+            config.validation.mixture, config.model, ingredients, config.storage, cache, length
+        )
         return Parcel((), None)
