@@ -229,7 +229,7 @@ def test_sampling_follows_the_sequence_length(tmp_path: Path) -> None:
          {"json": document(FILE, second), "0.mp4": data, "1.mp4": data})  # fmt: skip
 
     def groups(length: int | None, **settings: float) -> list[int]:
-        config = SourceConfig("s", "data", 1.0, timestamps="seconds", **settings)
+        config = SourceConfig("s", "data", 1.0, timestamps="seconds", too_long="skip", **settings)
         found = open_source(config, tmp_path, T, LIMITS, model(), None, length)
         samples = [found.read(i, pixels=False) for i in range(2)]
         assert all(s.failure is None for s in samples) and [len(s.input_ids) for s in samples] == found.lengths.tolist()
