@@ -142,7 +142,7 @@ def stage_run(folder: Path, groups: Groups, length: int = LENGTH) -> tuple[train
         [1.0],
     )
     stage = config.stages["s1"]
-    facts = DataFacts(["benchmark"], {}, [], loader.shares, loader.num_left_out, ingredients.limits)
+    facts = DataFacts(["benchmark"], {}, [], loader.shares, loader.num_left_out, {}, ingredients.limits)
     chunks = build_model(MODEL, PLAIN, groups, "float32", LOSS, stage.trainable, seed=1)
     prepare_schedule(chunks)
     parts = StageParts(

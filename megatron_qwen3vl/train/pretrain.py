@@ -103,6 +103,7 @@ def _start_row(
         "layout": {axis: size for axis, size in layout.items() if size is not None},
         "shares": parts.feed.about.shares,
         "left_out": parts.feed.about.left_out,
+        "divided": parts.feed.about.divided,
         "changes": parts.feed.about.changes,
     }
 
