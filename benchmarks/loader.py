@@ -7,7 +7,7 @@ loaders run in an environment of their own (PATH: torch, megatron-energon, trans
 hydra-core for `-same`); without one they are left out, with that said.
 
 For each number of workers all sides live at once and take turns. A turn is 60 pairs that empty what was read ahead,
-then 240 that are timed. CPU seconds are of all processes of a side over the whole turn, refilling what is read ahead
+then 120 that are timed. CPU seconds are of all processes of a side over the whole turn, refilling what is read ahead
 included, per pair. Memory is the most that a side held at any time: private and shared memory of its processes
 together, each page once (Pss_Anon + Pss_Shmem; the libraries' own pages are left out, for sides share them), and the
 sum of the processes' largest resident sets, which counts shared pages several times.
@@ -34,7 +34,7 @@ import yaml
 from PIL import Image
 
 SIDES = ("ours", "energon-pixels", "energon-processor", "energon-same", "webdataset-pixels", "webdataset-processor")
-WARM, SAMPLES = 60, 240
+WARM, SAMPLES = 60, 120
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -140,7 +140,7 @@ class Side:
             last, self._cpu = self._cpu, sum(cpu_seconds(pid) for pid in tree(self._process.pid))
 
     def _watch(self, finished: threading.Event) -> None:
-        while not finished.wait(0.1):
+        while not finished.wait(0.4):
             held = [memory(pid) for pid in tree(self._process.pid)]
             self.memory = max(self.memory, sum(proportional for proportional, _ in held))
             self.resident = max(self.resident, sum(resident for _, resident in held))

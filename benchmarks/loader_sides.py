@@ -35,6 +35,7 @@ def ours(folder: Path, workers: int) -> Iterator[int]:
     from megatron_qwen3vl.data.source import open_source
     from megatron_qwen3vl.data.tokenizer import load_tokenizer
     from megatron_qwen3vl.data.vision import PUBLISHED_LIMITS
+    from megatron_qwen3vl.data.workers import WorkerLimits
 
     config = load_config(["validation.every=0"])
     tokenizer = load_tokenizer(config.tokenizer, config.model)
