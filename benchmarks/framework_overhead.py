@@ -30,6 +30,7 @@ from step_vs_transformers import ADAM, EXPONENT, LOSS, MODEL, PLAIN, make_sample
 from megatron_qwen3vl.batch import IGNORE, Pack, Sample, collate
 from megatron_qwen3vl.config.load import load_config
 from megatron_qwen3vl.data.loader import Loader, LoaderConfig, Step
+from megatron_qwen3vl.data.survey import Survey, survey_of
 from megatron_qwen3vl.data.workers import WorkerLimits
 from megatron_qwen3vl.model.build import build_chunks, build_model, initialize
 from megatron_qwen3vl.model.qwen3vl import Qwen3VL
@@ -72,6 +73,9 @@ class Memory:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def survey(self, sequence_length: int) -> Survey:
+        return survey_of(self.lengths, sequence_length)
 
     def key(self, row: int) -> str:
         return self.samples[row].key

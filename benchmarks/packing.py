@@ -19,6 +19,7 @@ import numpy as np
 from megatron_qwen3vl.batch import Sample
 from megatron_qwen3vl.data.lanes import Lane, Mixture
 from megatron_qwen3vl.data.packing import choose_pack
+from megatron_qwen3vl.data.survey import Survey, survey_of
 
 MEDIAN, SIGMA, SHORTEST, LOOKAHEAD = 600, 1.3, 16, 4
 
@@ -38,6 +39,9 @@ class Lengths:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def survey(self, sequence_length: int) -> Survey:
+        return survey_of(self.lengths, sequence_length)
 
     def key(self, row: int) -> str:
         return f"{self.name}/{row}"

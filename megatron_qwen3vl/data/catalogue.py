@@ -32,10 +32,11 @@ from megatron_qwen3vl.data.processes import ProcessDied, available_cores, map_in
 from megatron_qwen3vl.data.progress import ShardProgress
 from megatron_qwen3vl.data.shards import Shard, version_of
 from megatron_qwen3vl.data.shown import Rules
+from megatron_qwen3vl.data.survey import Survey, survey_of
 from megatron_qwen3vl.errors import UserError
 
 # Of what turns an index into rows (sampling, resizing, timestamps, dividing): raise it when one of them changes.
-VERSION = 1
+VERSION = 2
 MAGIC = b"MQ3VCAT1"
 _ALIGN = 64
 _SHARDS_PER_PROCESS = 512  # fewer are measured sooner than another process has started
@@ -58,11 +59,12 @@ class Catalogue:
     arrays: dict[str, np.ndarray]
     domains: tuple[str | None, ...]
     damage: tuple[str, ...]
+    survey: Survey  # at the sequence length that it was made for
 
     def __reduce__(self) -> tuple[Callable[..., Catalogue], tuple[object, ...]]:
         """Travels to worker processes as its path."""
         if self.path is None:
-            return Catalogue, (None, self.table, self.arrays, self.domains, self.damage)
+            return Catalogue, (None, self.table, self.arrays, self.domains, self.damage, self.survey)
         return read_catalogue, (self.path,)
 
     def __len__(self) -> int:
@@ -104,9 +106,11 @@ class _Growing:
     digests: bytearray = field(default_factory=bytearray)
     domains: set[str | None] = field(default_factory=set)
     damage: list[str] = field(default_factory=list)
+    survey: Survey = Survey()
 
     def add(self, measured: Measured) -> None:
         rows = measured.rows
+        self.survey = self.survey.then(measured.survey, self.first_row[-1])
         extra = rows.split_parts - 1
         firsts = rows.split_samples + np.cumsum(extra) - extra + self.first_row[-1]
         self.split_row.extend(firsts.tolist())
@@ -132,6 +136,7 @@ class Measured:
     digest: str
     domains: tuple[str | None, ...]
     damage: tuple[str, ...]
+    survey: Survey
     index: ShardIndex | None
 
 
@@ -148,7 +153,9 @@ def _measure(job: _Job, shard: Shard) -> Measured | UserError:
         return error
     rows = measure_shard(index, job.rules)
     domains = tuple(None if number < 0 else index.string("domain", number) for number in rows.domains)
-    return Measured(rows, index.stamp.digest, domains, index.damage, index if index.path is None else None)
+    survey = survey_of(rows.table[:, 0], job.rules.sampling.sequence_length)
+    held = index if index.path is None else None
+    return Measured(rows, index.stamp.digest, domains, index.damage, survey, held)
 
 
 def _measure_all(name: str, shards: Sequence[Shard], job: _Job) -> Iterator[Measured]:
@@ -184,7 +191,7 @@ def hold_catalogue(name: str, shards: Sequence[Shard], rules: Rules) -> tuple[Ca
         if measured.index is not None:
             held[number] = measured.index
     catalogue = Catalogue(
-        None, np.concatenate(tables), growing.arrays(), growing.sorted_domains(), tuple(growing.damage)
+        None, np.concatenate(tables), growing.arrays(), growing.sorted_domains(), tuple(growing.damage), growing.survey
     )
     return catalogue, held
 
@@ -262,6 +269,7 @@ def _close(file: BinaryIO, key: str, growing: _Growing) -> None:
         "rows": growing.first_row[-1],
         "domains": growing.sorted_domains(),
         "damage": growing.damage,
+        "survey": asdict(growing.survey),
         "arrays": table,
     }
     data = json.dumps(footer).encode()
@@ -289,4 +297,5 @@ def read_catalogue(path: Path, key: str | None = None) -> Catalogue:
         kind = np.dtype(_ARRAYS[row["name"]])
         arrays[row["name"]] = content[row["offset"] : row["offset"] + row["length"] * kind.itemsize].view(kind)
     table = content[_ALIGN : _ALIGN + 8 * footer["rows"]].view("<i4").reshape(-1, 2)
-    return Catalogue(path, table, arrays, tuple(footer["domains"]), tuple(footer["damage"]))
+    survey = Survey(**footer["survey"])
+    return Catalogue(path, table, arrays, tuple(footer["domains"]), tuple(footer["damage"]), survey)

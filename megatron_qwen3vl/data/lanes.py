@@ -25,11 +25,11 @@ import numpy as np
 from megatron_qwen3vl.batch import Sample
 from megatron_qwen3vl.data.packing import choose_pack
 from megatron_qwen3vl.data.shuffle import Order
+from megatron_qwen3vl.data.survey import Survey
 from megatron_qwen3vl.errors import UserError
 
 _BLOCK = 256  # turns looked up at once, fewer when lanes x sources are many
 _LOOKED_UP = 1 << 20  # turns held by all lanes together
-_SURVEYED = 1 << 20  # lengths read at once: they may be mapped from files larger than the memory
 
 
 class SampleSource(Protocol):
@@ -51,6 +51,8 @@ class SampleSource(Protocol):
     def damage(self) -> Sequence[str]: ...  # a line for each part of a shard that cannot be read
 
     def __len__(self) -> int: ...
+
+    def survey(self, sequence_length: int, /) -> Survey: ...
 
     def key(self, row: int, /) -> str: ...
 
@@ -113,9 +115,9 @@ class Mixture:
         self._orders = [
             Order.of(seed, stage, source.name, len(source), source.slice_size, num_lanes) for source in sources
         ]
-        surveys = [self._survey(source) for source in sources]
-        self.num_left_out = [left_out for left_out, _, _ in surveys]
-        self.num_tokens = [tokens for _, tokens, _ in surveys]
+        surveys = [source.survey(sequence_length) for source in sources]
+        self.num_left_out = [survey.left_out for survey in surveys]
+        self.num_tokens = [survey.tokens for survey in surveys]
         problems = [
             self._nothing_usable(source)
             for source, left_out in zip(sources, self.num_left_out, strict=True)
@@ -123,17 +125,17 @@ class Mixture:
         ]
         if problems:
             raise UserError(problems)
-        longest = max(longest for _, _, longest in surveys)
+        longest = max(survey.longest for survey in surveys)
         # in units of (all shares) tokens, and up to one factor common to all sources: only compared with one another
         self.latest = longest * self.all_shares
         self.inverse_shares = [lcm(*self.shares) // share for share in self.shares]
 
-    def look_up(self, lane: int, source: int, first: int, count: int) -> tuple[list[int], list[int]]:
-        """Indices and lengths of a lane's turns first .. first + count - 1 of a source; length 0 where unusable.
+    def look_up(self, lane: int, source: int, turns: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Indices and lengths of turns of a lane; length 0 where unusable.
 
         The index is ``len(source)`` where a turn has no sample at all.
         """
-        index = self._orders[source].index(lane, np.arange(first, first + count, dtype=np.int64))
+        index = self._orders[source].index(lane, np.array(turns, np.int64))
         num_samples = len(self.sources[source])
         lengths = np.asarray(self.sources[source].lengths[np.minimum(index, num_samples - 1)])
         return index.tolist(), np.where(self._unusable(lengths) | (index == num_samples), 0, lengths).tolist()
@@ -155,17 +157,6 @@ class Mixture:
         too_long = f"{length} tokens, more than the sequence_length of {self.sequence_length}"
         reason = found.reason(index)
         return LeftOut(found.name, found.key(index), "; ".join(filter(None, (too_long * (length > 0), reason))))
-
-    def _survey(self, source: SampleSource) -> tuple[int, int, int]:
-        """How many samples cannot be used, the tokens of all, and those of the longest that can."""
-        left_out = tokens = longest = 0
-        for start in range(0, len(source), _SURVEYED):
-            lengths = np.asarray(source.lengths[start : start + _SURVEYED])
-            unusable = self._unusable(lengths)
-            left_out += int(unusable.sum())
-            tokens += int(lengths.clip(min=0).sum(dtype=np.int64))
-            longest = max(longest, int(np.where(unusable, 0, lengths).max()))
-        return left_out, tokens, longest
 
     def _unusable(self, lengths: np.ndarray) -> np.ndarray:
         return (lengths <= 0) | (lengths > self.sequence_length)
@@ -211,8 +202,12 @@ class Lane:
         self._blocks: list[tuple[int, list[int], list[int]]] = [(0, [], [])] * num_sources
         self._waiting: list[tuple[int, int]] = []  # source, turn
         self._waiting_samples: list[Planned] = []
+        found = []
+        for source in range(num_sources):
+            turns = [turn for other, turn in start.waiting if other == source]
+            found.append(zip(*mixture.look_up(number, source, turns), strict=True))
         for source, turn in start.waiting:
-            index, length = (column[0] for column in mixture.look_up(number, source, turn, 1))
+            index, length = next(found[source])
             if length:  # lengths may have changed between two starts
                 self._wait(source, turn, index, length)
 
@@ -260,7 +255,8 @@ class Lane:
             turn = self._taken[source]
             first, indices, lengths = self._blocks[source]
             if not first <= turn < first + len(indices):
-                first, (indices, lengths) = turn, mixture.look_up(self._number, source, turn, mixture.block)
+                first = turn
+                indices, lengths = mixture.look_up(self._number, source, range(turn, turn + mixture.block))
                 self._blocks[source] = (first, indices, lengths)
             index, length = indices[turn - first], lengths[turn - first]
             self._taken[source] += 1

@@ -13,14 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from megatron_qwen3vl.batch import Document
 from megatron_qwen3vl.data.lanes import LeftOut, SampleSource
 from megatron_qwen3vl.errors import UserError
 
 _FEWEST_READ = 100  # the rate is not judged by fewer samples: one bad sample of the first ten would stop a run
-_LOOKED_AT = 1 << 20  # lengths at a time
 _REASONS_KEPT = 3  # of each source, the latest
 
 
@@ -51,14 +48,15 @@ def lost_parts(source: str, damage: Iterable[str], stage: str, step: int) -> lis
     return [Quarantined(source, "", line, stage, step) for line in damage]
 
 
-def refuse_bad_sources(sources: Sequence[SampleSource], max_bad_rate: float) -> None:
+def refuse_bad_sources(sources: Sequence[SampleSource], max_bad_rate: float, sequence_length: int) -> None:
     """What the index already knows to be bad counts like what fails later, over the whole source.
 
     Raises UserError naming every source with more than ``max_bad_rate`` unusable samples (of at least 100).
     """
     problems = []
     for source in sources:
-        count, first = _unusable(source.lengths)
+        survey = source.survey(sequence_length)
+        count, first = survey.unusable, survey.first_unusable
         if count > max_bad_rate * max(len(source), _FEWEST_READ):
             problems.append(
                 f"source {source.name}: {count} of {len(source)} samples cannot be used, more than "
@@ -66,17 +64,6 @@ def refuse_bad_sources(sources: Sequence[SampleSource], max_bad_rate: float) -> 
             )
     if problems:
         raise UserError(problems)
-
-
-def _unusable(lengths: np.ndarray) -> tuple[int, int]:
-    """How many have no length, and the first of them; some at a time, for they may be mapped from a large file."""
-    count, first = 0, -1
-    for start in range(0, len(lengths), _LOOKED_AT):
-        found = np.flatnonzero(lengths[start : start + _LOOKED_AT] <= 0)
-        if len(found) and not count:
-            first = start + int(found[0])
-        count += len(found)
-    return count, first
 
 
 class Quarantine:

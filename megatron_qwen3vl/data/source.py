@@ -26,6 +26,7 @@ from megatron_qwen3vl.data.render import render
 from megatron_qwen3vl.data.sampling import Sampling
 from megatron_qwen3vl.data.shards import Member, Shard, find_shards, read_members
 from megatron_qwen3vl.data.shown import Grid, Rules, Shown, check_same, grid_of, show_all
+from megatron_qwen3vl.data.survey import Survey, survey_of
 from megatron_qwen3vl.data.timestamps import choose_style
 from megatron_qwen3vl.data.tokenizer import Tokenizer
 from megatron_qwen3vl.data.video import decode_frames
@@ -108,6 +109,12 @@ class Source:
         """How many documents are divided, and into how many rows together."""
         extra = self._catalogue.arrays["split_extra"]
         return self._catalogue.num_split, int(extra[-1]) + self._catalogue.num_split
+
+    def survey(self, sequence_length: int) -> Survey:
+        """Of all rows; nothing is read where the source was opened for this sequence length."""
+        if sequence_length == self._rules.sampling.sequence_length:
+            return self._catalogue.survey
+        return survey_of(self.lengths, sequence_length)
 
     def key(self, i: int) -> str:
         """``SOURCE/SHARD/KEY``, of a part ``SOURCE/SHARD/KEY#1`` and so on."""

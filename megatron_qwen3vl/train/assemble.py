@@ -113,7 +113,7 @@ def check_data(config: RunConfig, stages: Sequence[str], ingredients: Ingredient
                 stage.mixture, config.model, ingredients, config.storage, cache, stage.sequence_length
             )
             Mixture(sources, weights, config.run.seed, name, stage.global_batch_size, stage.sequence_length)
-            refuse_bad_sources(sources, config.data.max_bad_rate)
+            refuse_bad_sources(sources, config.data.max_bad_rate, stage.sequence_length)
         except UserError as error:
             for problem in error.problems:
                 keys_of.setdefault(problem, []).append(f"stages.{name}.mixture")

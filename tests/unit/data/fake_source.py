@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from megatron_qwen3vl.batch import IGNORE, Sample
+from megatron_qwen3vl.data.survey import Survey, survey_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class FakeSource:
     @property
     def damage(self) -> tuple[str, ...]:
         return ()
+
+    def survey(self, sequence_length: int) -> Survey:
+        return survey_of(self.lengths, sequence_length)
 
     def key(self, index: int) -> str:
         return f"{self.name}/shard/{index}"

@@ -17,6 +17,7 @@ from megatron_qwen3vl.data.lengths import ShardRows
 from megatron_qwen3vl.data.processes import ProcessDied, map_in_order
 from megatron_qwen3vl.data.shards import find_shards, write_shard
 from megatron_qwen3vl.data.source import Source, open_source
+from megatron_qwen3vl.data.survey import Survey, survey_of
 from megatron_qwen3vl.errors import UserError
 from tests.unit.data.dying import square_or_die
 from tests.unit.data.shard_helpers import (
@@ -57,6 +58,8 @@ def catalogues(folder: Path) -> list[Path]:
 def same(one: Source, other: Source) -> None:
     assert one.lengths.tolist() == other.lengths.tolist() and one.patches.tolist() == other.patches.tolist()
     assert (one.domains, one.damage, one.num_split) == (other.domains, other.damage, other.num_split)
+    for length in (60, 100, 300):
+        assert one.survey(length) == other.survey(length) == survey_of(one.lengths, length)
     assert [one.key(i) for i in range(len(one))] == [other.key(i) for i in range(len(other))]
     assert [one.reason(i) for i in range(len(one))] == [other.reason(i) for i in range(len(other))]
 
@@ -150,11 +153,11 @@ def test_rows_lead_to_samples(shards: list[list[int]]) -> None:
         counts = np.array(parts, np.int64)
         split = np.flatnonzero(counts > 1)
         rows = ShardRows(np.zeros((int(counts.sum()), 2), np.int32), split, counts[split], ())
-        growing.add(Measured(rows, f"{shard:064x}", (), (), None))
+        growing.add(Measured(rows, f"{shard:064x}", (), (), Survey(), None))
         for sample, count in enumerate(parts):
             expected += [(shard, sample, row, count)] * count
             row += count
-    found = Catalogue(None, np.zeros((row, 2), np.int32), growing.arrays(), (), ())
+    found = Catalogue(None, np.zeros((row, 2), np.int32), growing.arrays(), (), (), Survey())
     assert [found.locate(i) for i in range(row)] == expected
     assert [int(found.digest(shard), 16) for shard in range(len(shards))] == list(range(len(shards)))
     for outside in (-1, row):
@@ -196,3 +199,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(UserError, match="run"):
         opened(tmp_path)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(-1, 12), max_size=5), max_size=5), st.integers(1, 12) | st.none())
+def test_surveys_add_up(pieces: list[list[int]], length: int | None) -> None:
+    found, everything = Survey(), [n for piece in pieces for n in piece]
+    seen = 0
+    for piece in pieces:
+        found = found.then(survey_of(np.array(piece, np.int32), length), seen)
+        seen += len(piece)
+    usable = [n for n in everything if n > 0]
+    fitting = [n for n in usable if length is None or n <= length]
+    first = next((place for place, n in enumerate(everything) if n <= 0), -1)
+    assert found == Survey(
+        len(everything) - len(usable), first, len(usable) - len(fitting), sum(usable), max(fitting, default=0)
+    )

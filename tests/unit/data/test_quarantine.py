@@ -12,6 +12,7 @@ from megatron_qwen3vl.data.quarantine import (
     left_out_samples,
     refuse_bad_sources,
 )
+from megatron_qwen3vl.data.survey import Survey, survey_of
 from megatron_qwen3vl.errors import UserError
 
 
@@ -64,10 +65,10 @@ def test_samples_that_the_index_knows_to_be_bad_count_over_their_source() -> Non
     lengths = np.full(200, 10, np.int32)
     lengths[:11] = 0
     sources = [_Sized("web", lengths)]
-    refuse_bad_sources(sources, 0.06)
+    refuse_bad_sources(sources, 0.06, 999)
     with pytest.raises(UserError, match="source web: 11 of 200 samples .*data.max_bad_rate=0.05.*web/0/0: no picture"):
-        refuse_bad_sources(sources, 0.05)
-    refuse_bad_sources([_Sized("small", lengths[8:28])], 0.05)  # 3 of 20: too few to judge by
+        refuse_bad_sources(sources, 0.05, 999)
+    refuse_bad_sources([_Sized("small", lengths[8:28])], 0.05, 999)  # 3 of 20: too few to judge by
 
 
 class _Sized:
@@ -76,6 +77,9 @@ class _Sized:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def survey(self, sequence_length: int) -> Survey:
+        return survey_of(self.lengths, sequence_length)
 
     def key(self, index: int) -> str:
         return f"{self.name}/0/{index}"
