@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-CACHE_KIB = 65_536
+CACHE_KIB = 16_384
 
 
 class Groups:

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.importers.coco import frame_of, keep_box, key_of
-from megatron_qwen3vl.importers.coco_json import Listed, Table, open_table
+from megatron_qwen3vl.importers.coco_json import Listed, open_table
 from megatron_qwen3vl.importers.fields import member
 from megatron_qwen3vl.importers.frame import Entry, Format, Made, Unwanted, option
 from megatron_qwen3vl.importers.located import BoxSettings, Mark, ask, converse, look
@@ -49,16 +49,16 @@ def read(source: Path, settings: Objects365Settings) -> Iterator[Entry]:
         parents = (source.parent, source.parent.parent)
         guesses = [parent / tail for parent in parents for tail in (f"images/{split}", split, "images")]
         folder = find_folder(settings.images, guesses, source)
+        names = {number: table.name_of(number).strip() for number in table.categories}
+        if settings.lower:
+            names = {number: name.lower() for number, name in names.items()}
         for listed in table.images():
-            yield Entry(key_of(listed), partial(_make, table, folder, listed, settings), part=listed.part)
+            yield Entry(key_of(listed), partial(_make, names, folder, listed, settings), part=listed.part)
 
 
-def _make(table: Table, folder: Path, listed: Listed, settings: Objects365Settings) -> Made:
+def _make(names: Mapping[int, str], folder: Path, listed: Listed, settings: Objects365Settings) -> Made:
     if not listed.rows and not settings.negatives:
         raise Unwanted("negatives")
-    names = {number: str(category["name"]).strip() for number, category in table.categories.items()}
-    if settings.lower:
-        names = {number: name.lower() for number, name in names.items()}
     marks = []
     for category, left, top, width, height, crowd, *flags in listed.rows:
         left_out = any(value == 1 for flag, value in zip(FLAGS, flags, strict=True) if flag in settings.leave_out)

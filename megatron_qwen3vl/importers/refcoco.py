@@ -87,7 +87,7 @@ def read(source: Path, settings: RefCocoSettings) -> Iterator[Entry]:
             key = f"{image_id:012d}_{chunk}"
             some = meant[chunk * settings.turns : (chunk + 1) * settings.turns]
             make = partial(_make, folder, images.get(image_id), image_id, some, key, settings)
-            yield Entry(key, make, group=str(image_id), part=number / len(wanted))
+            yield Entry(key, make, group=f"{image_id:012d}", part=number / len(wanted))
 
 
 def _refs(source: Path, split_by: str | None) -> tuple[Path, list[dict[str, Any]]]:
