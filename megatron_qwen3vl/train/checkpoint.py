@@ -8,8 +8,9 @@
 A folder of that name is complete: it is written (saving.py) as a hidden sibling, flushed to the disk, then renamed.
 What a killed save or deletion leaves behind is hidden too, never loaded, and removed by the next one.
 
-On safety: state.json is JSON, and tensors are read without unpickling objects (``weights_only``). torch's own index,
-``tensors/.metadata``, is a pickle; ``_check_index`` refuses it when it names anything but torch's index types.
+On safety: state.json is JSON, tensors and ``common.pt`` are read without unpickling objects (``weights_only``), and
+nothing else is read. torch's own index, ``tensors/.metadata``, is a pickle; ``_check_index`` refuses it when it names
+anything but torch's index types, an entry that is not a tensor, or a file elsewhere.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ import torch
 import torch.distributed.checkpoint as torch_checkpoint
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject
+from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedObject
 from megatron.core.optimizer import ChainedOptimizer, distrib_optimizer
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.utils import unwrap_model
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.parallel.groups import Groups, from_first_rank
@@ -63,6 +65,7 @@ _INDEX_NAMES = {
 # loading too. Our saves take every parameter's state from its owner (staging.py); loads fill parameter by parameter.
 _SHIFTED = "param range exceeds unpadded buffer"
 logging.getLogger(distrib_optimizer.__name__).addFilter(lambda record: _SHIFTED not in record.getMessage())
+_OBJECT = "._extra_state"  # of its name; see _tree_to_load
 _LEFTOVER = re.compile(r"\.step_\d{8}\.(new|old|dead)")
 
 
@@ -182,10 +185,16 @@ def _tree_to_load(
 ) -> dict[str, Any]:
     """Weights, masters and moments to fill, and the step count.
 
+    Objects stay on the disk: torch's planner would unpickle them, whatever they are. Megatron's layers write empty ones
+    (``_extra_state``, for Transformer Engine's fp8) and do nothing with what they are given.
     Only tensors and the step come from the optimizer. The rest of its state (how many parts it has, their groups)
     belongs to a layout: with ep=1 the experts are part of the first optimizer, else they have their own.
     """
     tree = weights_tree(chunks, groups)
+    for entries in tree.values():
+        for name, value in entries.items():
+            if isinstance(value, ShardedObject):
+                entries[name] = LocalNonpersistentObject(None)
     if optimizer is not None:
         metadata = _metadata(groups)
         parts = [part.sharded_state_dict(tree, True, metadata=metadata) for part in optimizer.chained_optimizers]
@@ -253,9 +262,16 @@ class _IndexReader(pickle.Unpickler):
 
 
 def _check_index(path: Path) -> None:
+    """Only tensors and objects that are never read, only from files beside it."""
     try:
-        _IndexReader(io.BytesIO(path.read_bytes())).load()
-    except (OSError, pickle.UnpicklingError, EOFError) as error:
+        index = _IndexReader(io.BytesIO(path.read_bytes())).load()
+        for name, entry in index.state_dict_metadata.items():
+            if not isinstance(entry, TensorStorageMetadata) and _OBJECT not in name:
+                raise pickle.UnpicklingError(f"{name} is not a tensor")
+        for info in index.storage_data.values():
+            if Path(info.relative_path).name != info.relative_path:
+                raise pickle.UnpicklingError(f"{info.relative_path} lies outside of it")
+    except Exception as error:  # a pickle of allowed names can still be anything
         raise UserError(f"{path}: not the index of a checkpoint ({error}); use another checkpoint") from None
 
 

@@ -7,12 +7,15 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.parallel.device import start_device
@@ -284,6 +287,37 @@ def spoil_common(folder: Path) -> None:
     (folder / "tensors/common.pt").write_bytes(data.getvalue())
 
 
+def spoil_objects(folder: Path) -> None:
+    """Evil in the place of each object that a checkpoint does hold; torch's planner unpickles whatever is there."""
+    spoil_entries(folder, lambda entry: isinstance(entry, BytesStorageMetadata))
+
+
+def spoil_tensor(folder: Path) -> None:
+    """Turn tensors into objects."""
+    spoil_entries(folder, lambda entry: isinstance(entry, TensorStorageMetadata))
+
+
+def spoil_entries(folder: Path, chosen: Callable[[object], bool]) -> None:
+    index = pickle.loads((folder / "tensors/.metadata").read_bytes())
+    data = io.BytesIO()
+    torch.save(Evil(), data)
+    (folder / "tensors/evil.distcp").write_bytes(data.getvalue())
+    names = [name for name, entry in index.state_dict_metadata.items() if chosen(entry)]
+    assert names
+    for name in names:
+        index.state_dict_metadata[name] = BytesStorageMetadata()
+        index.storage_data[MetadataIndex(name)] = _StorageInfo("evil.distcp", 0, len(data.getvalue()))
+    (folder / "tensors/.metadata").write_bytes(pickle.dumps(index))
+
+
+def spoil_path(folder: Path) -> None:
+    """Tensors read from outside of the checkpoint."""
+    index = pickle.loads((folder / "tensors/.metadata").read_bytes())
+    for place, info in index.storage_data.items():
+        index.storage_data[place] = replace(info, relative_path=f"../../{info.relative_path}")
+    (folder / "tensors/.metadata").write_bytes(pickle.dumps(index))
+
+
 def spoil_tensors(folder: Path) -> None:
     path = next((folder / "tensors").glob("*.distcp"))
     path.write_bytes(path.read_bytes()[:100])
@@ -298,6 +332,8 @@ def spoil_tensors(folder: Path) -> None:
         (spoil_index, "incomplete"),
         (spoil_pickle, "names builtins.print"),
         (spoil_garbage, "not the index"),
+        (spoil_tensor, "is not a tensor"),
+        (spoil_path, "lies outside"),
         (spoil_common, "damaged"),
         (spoil_tensors, "damaged"),
     ],
@@ -311,6 +347,16 @@ def test_a_foreign_or_damaged_folder_is_refused(
     with pytest.raises(UserError, match=re.escape(str(folder_in(tmp_path)))) as error:
         load_checkpoint(folder_in(tmp_path), chunks, optimizer, groups)
     assert says in str(error.value) and len(error.value.problems) == 1
+    assert "unpickled" not in capsys.readouterr().out
+
+
+def test_objects_of_a_checkpoint_are_never_unpickled(
+    groups: Groups, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    chunks, optimizer = make(groups, Shape())
+    save_checkpoint(folder_in(tmp_path), chunks, optimizer, STATE, groups)
+    spoil_objects(folder_in(tmp_path))
+    assert load_checkpoint(folder_in(tmp_path), chunks, optimizer, groups) == STATE
     assert "unpickled" not in capsys.readouterr().out
 
 
