@@ -2,7 +2,7 @@
 SHELL := bash
 RUN := source launch/environment.sh &&
 
-.PHONY: setup demo test lint types ci bench mutants parity clean
+.PHONY: setup demo test lint types ci bench mutants properties parity clean
 setup:    ; @$(RUN) python --version
 demo:     ; @launch/demo.sh
 test:     ; @launch/test.sh
@@ -11,6 +11,7 @@ types:    ; @$(RUN) mypy
 ci:       ; @bash .ci/run
 bench:    ; @$(RUN) for script in benchmarks/*.py; do python "$$script" || exit 1; done
 parity:   ; @$(RUN) python tests/distributed/parity_matrix.py && python tests/distributed/checkpoint_matrix.py
+properties: ; @$(RUN) MQ3_EXAMPLES=2000 python -m pytest -q tests/unit/data/test_stream.py
 mutants:  ; @$(RUN) python tests/mutants.py
 clean:    # .venv and runs stay
 	rm -rf build dist data_recipes/built .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,12 +1,8 @@
 import json
-from collections import Counter
 from dataclasses import replace
-from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from megatron_qwen3vl.data.lanes import Lane, LaneState, LeftOut, Mixture, Planned, whole_shares
 from megatron_qwen3vl.data.state import decode, encode
@@ -14,18 +10,6 @@ from megatron_qwen3vl.errors import UserError
 from tests.unit.data.fake_source import FakeSource, fake_source
 
 T = 64
-
-
-@st.composite
-def mixtures(draw: st.DrawFn) -> Mixture:
-    """Random sources (with unusable and over-long samples), weights and number of lanes."""
-    length = st.one_of(st.integers(1, T), st.integers(-1, 2 * T))
-    sources = []
-    for number in range(draw(st.integers(1, 4))):
-        lengths = draw(st.lists(length, min_size=0, max_size=12)) + [draw(st.integers(1, T))]
-        sources.append(fake_source(f"s{number}", *lengths))
-    weights = [draw(st.sampled_from([0.05, 0.1, 0.3, 1, 2.5])) for _ in sources]
-    return Mixture(sources, weights, draw(st.integers(0, 99)), "s1", draw(st.integers(1, 4)), T)
 
 
 def lanes_of(mixture: Mixture, lookahead: int, states: list[LaneState] | None = None) -> list[Lane]:
@@ -38,60 +22,6 @@ def run(lanes: list[Lane], steps: int) -> tuple[list[list[list[Planned]]], list[
     return [[pack for pack, _ in step] for step in results], [x for step in results for _, out in step for x in out]
 
 
-def usable(source: FakeSource) -> set[int]:
-    return {i for i, n in enumerate(source.lengths.tolist()) if 0 < n <= T}
-
-
-@settings(max_examples=30, deadline=None)
-@given(mixtures(), st.integers(1, 4))
-def test_nothing_lost_nothing_doubled_every_pack_within_its_length(mixture: Mixture, lookahead: int) -> None:
-    lanes = lanes_of(mixture, lookahead * T)
-    steps, left_out = run(lanes, 20)
-    for pack in chain(*steps):
-        assert pack and sum(sample.length for sample in pack) <= T
-        assert all(sample.length == mixture.sources[sample.source].lengths[sample.row] for sample in pack)
-    packed = Counter((sample.source, sample.row) for pack in chain(*steps) for sample in pack)
-    for number, source in enumerate(mixture.sources):
-        # what was drawn: a run of turns without a hole in each lane, so epoch by epoch the source's samples, each once
-        drawn: Counter[int] = Counter()
-        taken = [lane.state().taken[number] for lane in lanes]
-        for lane, count in enumerate(taken):
-            indices, lengths = mixture.look_up(lane, number, 0, count) if count else ([], [])
-            drawn.update(index for index, length in zip(indices, lengths, strict=True) if length)
-        waiting = Counter(
-            mixture.look_up(lane, number, turn, 1)[0][0]
-            for lane in range(mixture.num_lanes)
-            for source_number, turn in lanes[lane].state().waiting
-            if source_number == number
-        )
-        assert drawn == waiting + Counter({i: n for (s, i), n in packed.items() if s == number})
-        assert set(drawn) <= usable(source)
-        complete_epochs = min((lane + mixture.num_lanes * count) // len(source) for lane, count in enumerate(taken))
-        begun_epochs = max(-(-(lane + mixture.num_lanes * count) // len(source)) for lane, count in enumerate(taken))
-        for index in usable(source):
-            assert complete_epochs <= drawn[index] <= begun_epochs
-        named = [x.key for x in left_out if x.source == source.name]
-        assert len(named) == len(set(named))
-        assert set(named) <= {source.key(i) for i in range(len(source)) if i not in usable(source)}
-        if complete_epochs:
-            assert len(named) == mixture.num_left_out[number] == len(source) - len(usable(source))
-
-
-@settings(max_examples=30, deadline=None)
-@given(mixtures(), st.integers(1, 4))
-def test_shares_of_tokens_follow_the_weights(mixture: Mixture, lookahead: int) -> None:
-    """Never further from the share than one longest sample, at any time, in every lane."""
-    usable_lengths = (source.lengths[i] for source in mixture.sources for i in usable(source))
-    longest = int(max(usable_lengths))
-    lanes = lanes_of(mixture, lookahead * T)
-    for _ in range(20):
-        run(lanes, 1)
-        for lane in lanes:
-            tokens = lane.state().tokens
-            for number, share in enumerate(mixture.shares):
-                assert abs(tokens[number] * mixture.all_shares - share * sum(tokens)) <= longest * mixture.all_shares
-
-
 def test_small_sources_do_not_hold_a_large_one_up() -> None:
     """Drawing the source furthest behind would let the large one fall 1.4 samples behind here."""
     mixture = Mixture([fake_source(name, *[8] * 9) for name in "abcd"], [1, 1, 1, 40], 0, "s0", 1, T)
@@ -100,36 +30,6 @@ def test_small_sources_do_not_hold_a_large_one_up() -> None:
         run([lane], 1)
         tokens = lane.state().tokens
         assert abs(40 * sum(tokens) - 43 * tokens[3]) <= 43 * 8
-
-
-@settings(max_examples=20, deadline=None)
-@given(mixtures(), st.integers(1, 4))
-def test_waiting_is_bounded(mixture: Mixture, lookahead: int) -> None:
-    lanes = lanes_of(mixture, lookahead * T)
-    arrived_at: dict[tuple[int, tuple[int, int]], tuple[int, int]] = {}
-    for step in range(20):
-        run(lanes, 1)
-        for number, lane in enumerate(lanes):
-            waiting = lane.state().waiting
-            lengths = [mixture.look_up(number, source, turn, 1)[1][0] for source, turn in waiting]
-            assert sum(lengths) < (lookahead + 1) * T
-            for place, item in enumerate(waiting):
-                first_seen, older = arrived_at.setdefault((number, item), (step, place))
-                assert step - first_seen <= older
-
-
-@settings(max_examples=30, deadline=None)
-@given(mixtures(), st.integers(1, 4), st.integers(0, 20))
-def test_a_state_goes_on_as_if_nothing_had_happened(mixture: Mixture, lookahead: int, stop: int) -> None:
-    whole, left_out = run(lanes_of(mixture, lookahead * T), stop + 10)
-    lanes = lanes_of(mixture, lookahead * T)
-    _, left_out_before = run(lanes, stop)
-    text = json.dumps(encode(mixture, [lane.state() for lane in lanes]))
-    states, changes = decode(json.loads(text), mixture)
-    assert changes == [] and states == [lane.state() for lane in lanes]
-    rest, left_out_after = run(lanes_of(mixture, lookahead * T, states), 10)
-    assert rest == whole[stop:]
-    assert left_out_before + left_out_after == left_out
 
 
 def test_a_lane_depends_on_seed_stage_and_its_number_only() -> None:
