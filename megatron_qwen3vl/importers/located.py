@@ -8,7 +8,7 @@ them ("locate every", "how many"), for the answer would be false. What a single 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from megatron_qwen3vl.errors import UserError
@@ -111,9 +111,13 @@ class Seen:
         return [box for name, box in self.things if name == label]
 
 
-def look(marks: Sequence[Mark], frame: Frame, settings: BoxSettings, absent: Sequence[str]) -> Seen:
+def look(
+    marks: Sequence[Mark], frame: Frame, settings: BoxSettings, absent: Sequence[str], not_whole: Collection[str] = ()
+) -> Seen:
+    """``absent``: labels of which there is none if no mark has them. ``not_whole``: labels whose marks are not all of
+    their things, for a reason that the source knows."""
     things: list[tuple[str, Box]] = []
-    torn: set[str] = set()
+    torn = set(not_whole)
     for mark in marks:
         box = frame.box(*mark.edges, settings.min_side)
         if mark.left_out or box is None:

@@ -3,11 +3,15 @@
 Columns: ImageID, Source, LabelName, Confidence, XMin, XMax, YMin, YMax (shares of the width and height), and flags, of
 which 1 is yes, 0 no and -1 not known. ``IsGroupOf`` marks a box around more than five things. The boxes are about the
 stored pixels: the published rotations are to be applied to images and boxes alike.
+
+Classes form a tree: a man has a box as ``Man`` and none as ``Person``. Where a picture has boxes of a class and of one
+below it, those of the upper class are not all of its things.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,11 +30,14 @@ EDGES = ("XMin", "YMin", "XMax", "YMax")
 COLUMNS = ("ImageID", "LabelName", *EDGES, "IsGroupOf")
 CLASSES = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv", "class-descriptions.csv",
            "oidv7-class-descriptions.csv")  # fmt: skip
+HIERARCHY = "bbox_labels_600_hierarchy.json"
+WITHOUT = "no"
 
 
 @dataclass(frozen=True)
 class OpenImagesSettings(BoxSettings):
     classes: str | None = option(None, "table of the classes' names; null looks beside SOURCE")
+    hierarchy: str | None = option(None, f"{HIERARCHY}; null looks beside SOURCE, `{WITHOUT}` goes without")
     leave_out: tuple[str, ...] = option((), f"flags of boxes that are not asked about, out of {','.join(FLAGS)}")
     lower: bool = option(True, "labels in lower case (the source writes `Human face`)")
 
@@ -45,7 +52,12 @@ class OpenImagesSettings(BoxSettings):
 
 
 def read(source: Path, settings: OpenImagesSettings) -> Iterator[Entry]:
-    names = _classes(_classes_file(source, settings.classes), settings.lower)
+    names = _classes(_find(source, settings.classes, CLASSES, "the table of the classes' names", "classes=FILE"),
+                     settings.lower)  # fmt: skip
+    below: dict[str, frozenset[str]] = {}
+    if settings.hierarchy != WITHOUT:
+        how = f"hierarchy=FILE, or go without by hierarchy={WITHOUT}"
+        below = _below(_find(source, settings.hierarchy, (HIERARCHY,), "the tree of the classes", how))
     subset = source.name.split("-")[-3] if source.name.count("-") >= 2 else source.stem  # train, validation or test
     parents = (source.parent, source.parent.parent)
     guesses = [parent / tail for parent in parents for tail in (subset, f"images/{subset}", "images", f"data/{subset}")]
@@ -55,17 +67,37 @@ def read(source: Path, settings: OpenImagesSettings) -> Iterator[Entry]:
         for image_id in boxes.names():
             rows = boxes.of(image_id)
             done += len(rows)
-            make = partial(_make, folder, image_id, rows, names, settings)
+            make = partial(_make, folder, image_id, rows, names, below, settings)
             yield Entry(clean_key(image_id), make, part=done / total)
 
 
-def _classes_file(source: Path, given: str | None) -> Path:
+def _find(source: Path, given: str | None, names: Sequence[str], what: str, how: str) -> Path:
+    """The file that the user gave, or the first of ``names`` beside SOURCE or its folder."""
     folders = (source.parent, source.parent.parent)
-    files = [Path(given)] if given is not None else [folder / name for folder in folders for name in CLASSES]
+    files = [Path(given)] if given is not None else [folder / name for folder in folders for name in names]
     for path in files:
         if path.is_file():
             return path
-    raise UserError(f"{files[0]}: the table of the classes' names is not there; give it as classes=FILE")
+    raise UserError(f"{files[0]}: {what} is not there; give it as {how}")
+
+
+def _below(path: Path) -> dict[str, frozenset[str]]:
+    """Class -> all classes below it in the tree (kinds of it, not parts)."""
+    found: dict[str, frozenset[str]] = {}
+
+    def descend(node: Any) -> frozenset[str]:
+        if not isinstance(node, dict) or not isinstance(node.get("LabelName"), str):
+            raise UserError(f"{path}: a node without LabelName; expected {{LabelName, Subcategory: [...]}}")
+        children = node.get("Subcategory", [])
+        under = frozenset(name for child in children for name in descend(child) | {child["LabelName"]})
+        found[node["LabelName"]] = found.get(node["LabelName"], frozenset()) | under
+        return under
+
+    try:
+        descend(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as the tree of the classes: {error}") from error
+    return found
 
 
 def _classes(path: Path, lower: bool) -> dict[str, str]:
@@ -117,7 +149,12 @@ def _rows(path: Path, names: Mapping[str, str]) -> Iterator[tuple[str, list[Any]
 
 
 def _make(
-    folder: Path, image_id: str, rows: Sequence[Sequence[Any]], names: Mapping[str, str], settings: OpenImagesSettings
+    folder: Path,
+    image_id: str,
+    rows: Sequence[Sequence[Any]],
+    names: Mapping[str, str],
+    below: Mapping[str, frozenset[str]],
+    settings: OpenImagesSettings,
 ) -> Made:
     photo = read_photo(folder, f"{image_id}.jpg", f"{image_id[:1]}/{image_id}.jpg", f"{image_id}.png")
     frame = photo.frame(None, settings.coordinates)
@@ -126,7 +163,9 @@ def _make(
     for label, left, top, right, bottom, many, held in rows:
         edges = (left * width, top * height, right * width, bottom * height)
         marks.append(Mark(names[label], edges, many, any(flag in settings.leave_out for flag in held)))
-    seen = look(marks, frame, settings, ())
+    present = {label for label, *_ in rows}
+    upper = {names[label] for label in present if below.get(label, frozenset()) & present}
+    seen = look(marks, frame, settings, (), upper)
     return converse(photo, ask(image_id, seen, settings), "grounding")
 
 

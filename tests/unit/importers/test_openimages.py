@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from megatron_qwen3vl.importers.openimages import OPENIMAGES
 
 COLUMNS = ("ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,"
            "IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside")  # fmt: skip
-DOG, FACE = "/m/0bt9lr", "/m/0dzct"
+DOG, FACE, PERSON, MAN = "/m/0bt9lr", "/m/0dzct", "/m/01g317", "/m/04yx4"
 SIZE = (80, 40)
 BLOCKS = [(8.0, 4.0, 24.0, 36.0), (40.0, 8.0, 56.0, 20.0), (60.0, 24.0, 76.0, 36.0)]
 
@@ -26,7 +27,10 @@ def row(image: str, label: str, number: int, flags: str = "0,0,0,0,0") -> str:
 def write(folder: Path, rows: list[str], head: str = COLUMNS) -> Path:
     classes = folder / "class-descriptions-boxable.csv"
     folder.mkdir(parents=True, exist_ok=True)
-    classes.write_text(f'{DOG},Dog\n{FACE},"Human face"\n')
+    classes.write_text(f'{DOG},Dog\n{FACE},"Human face"\n{PERSON},Person\n{MAN},Man\n')
+    tree = {"LabelName": "/m/0bl9f", "Subcategory": [{"LabelName": "/m/0jbk", "Subcategory": [{"LabelName": DOG}]},
+            {"LabelName": PERSON, "Subcategory": [{"LabelName": MAN, "Part": [{"LabelName": FACE}]}]}]}  # fmt: skip
+    (folder / "bbox_labels_600_hierarchy.json").write_text(json.dumps(tree))
     path = folder / "oidv6-train-annotations-bbox.csv"
     path.write_text("\n".join([head, *rows]) + "\n")
     return path
@@ -65,6 +69,26 @@ def test_groups_and_flags(tmp_path: Path) -> None:
     assert not none and summary.mark.unwanted == {"nothing to ask about": 1}
     some, _ = do_import(OPENIMAGES, source, tmp_path / "some", "leave_out=truncated,depiction,inside", "tasks=label")
     assert len(some) == 1
+
+
+def test_an_upper_class_is_not_whole_beside_a_lower_one(tmp_path: Path) -> None:
+    """A man has no box as a person; his face, a part of him, is no kind of man."""
+    draw(tmp_path / "train/0a.jpg", SIZE, BLOCKS)
+    source = write(tmp_path, [row("0a", PERSON, 0), row("0a", MAN, 1), row("0a", FACE, 2)])
+    words = ["turns=30", "tasks=label,count"]
+    (sample,), _ = do_import(OPENIMAGES, source, tmp_path / "out", *words)
+    asked = " ".join(question for question, _ in sample.turns)
+    assert "person" not in asked and "man" in asked.replace("human", "") and "human face" in asked
+    (named,), _ = do_import(OPENIMAGES, source, tmp_path / "names", "turns=30", "tasks=name")
+    assert "person" in {answer for _, answer, _ in answered(named)}
+    (loose,), _ = do_import(OPENIMAGES, source, tmp_path / "loose", *words, "hierarchy=no")
+    assert "person" in " ".join(question for question, _ in loose.turns)
+    (tmp_path / "bbox_labels_600_hierarchy.json").write_text('{"Subcategory": []}')
+    with pytest.raises(UserError, match="a node without LabelName"):
+        do_import(OPENIMAGES, source, tmp_path / "bad")
+    (tmp_path / "bbox_labels_600_hierarchy.json").unlink()
+    with pytest.raises(UserError, match="or go without by hierarchy=no"):
+        do_import(OPENIMAGES, source, tmp_path / "none")
 
 
 @pytest.mark.parametrize(
