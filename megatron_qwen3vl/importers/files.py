@@ -20,7 +20,7 @@ from megatron_qwen3vl.data.vision import image_size
 from megatron_qwen3vl.errors import BadSample, UserError
 from megatron_qwen3vl.importers.frame import Made
 
-LONGEST_LINE = 256 * 2**20  # bytes
+LONGEST_LINE = 64 * 2**20  # bytes
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _TO_PNG = ("GIF", "BMP", "TIFF")
 

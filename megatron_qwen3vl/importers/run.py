@@ -172,7 +172,8 @@ class _Writer:
         task, log, skipped = self._task, self._log, self._entries
         entries = islice(task.format.read(task.source, task.settings), task.common.limit)
         for number, entry in enumerate(entries):
-            self._part = entry.part
+            limit = task.common.limit
+            self._part = entry.part if limit is None else max(entry.part or 0.0, (number + 1) / limit)
             self._progress(Progress(self._split, self._written, self._part))
             if number < skipped or not self._is_here(entry):
                 continue

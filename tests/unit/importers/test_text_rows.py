@@ -83,6 +83,17 @@ def test_too_much_text_is_left_out_here_and_not_when_it_trains(tmp_path: Path) -
     assert "more than a sample may have" in named(summary)["a_0000001"] and summary.mark.samples == 1
 
 
+def test_a_line_without_end_is_not_read_whole(tmp_path: Path) -> None:
+    with open(tmp_path / "a.jsonl", "w") as file:
+        file.write('{"text": "first"}\n{"text": "')
+        for _ in range(140):
+            file.write("a" * 2**20)
+        file.write('"}\n{"text": "third"}\n')
+    (summary,) = run("jsonl", tmp_path / "a.jsonl", tmp_path / "out", "held_out=0")
+    assert list(webdataset_samples(tmp_path / "out" / "train")) == ["a_0000001", "a_0000003"]
+    assert "line 2 of a.jsonl has more than" in named(summary)["a_0000002"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words", "said"),
     [
