@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 BUCKETS = ("s3", "gs")  # can be listed and written
 _LONGEST_WAIT_S = 30.0
+# where a cloud's machines ask for their credentials, when the environment has none
+_METADATA = ("169.254.169.254", "169.254.170.", "metadata.google", "metadata/v1")
+_NO_CREDENTIALS = " when asking for credentials; set them in the environment, or storage.anonymous=true"
+_PASSING = ("status 408", "status 425", "status 429")  # another try may help
 _WHOLE_ANSWER = 20  # times timeout_s: a server that dribbles is given up, too
 
 Result = TypeVar("Result")
@@ -150,6 +154,8 @@ def _persistently(address: str, storage: StorageConfig, what: str, attempt: Call
             happened = _what_happened(str(error), storage.timeout_s)
             if happened.startswith("status 416"):
                 raise EndsBefore from None
+            if happened.startswith(("status 3", "status 4")) and not happened.startswith(_PASSING):
+                raise StorageError(f"{name}: {what} could not be had: {happened}") from None
         except (ValueError, TypeError) as error:
             raise StorageError(f"{name}: {_what_happened(str(error), storage.timeout_s)}") from None
     raise StorageError(f"{name}: {what} could not be had in {tries} tries; the last: {happened}")
@@ -171,7 +177,8 @@ def _wait_s(number: int, first_s: float) -> float:
 def _what_happened(text: str, timeout_s: float) -> str:
     """One line without addresses, for these may be signed."""
     if found := re.search(r"status code: (\d{3}[^:\n]*)", text):
-        return f"status {found[1].strip()}"
+        hint = _NO_CREDENTIALS if any(host in text for host in _METADATA) else ""
+        return f"status {found[1].strip()}{hint}"
     if found := re.search(r"Requested (\d+)\.\.(\d+), got (\d+)\.\.(\d+)", text):
         return f"bytes {found[3]} to {found[4]} came"
     if "TimedOut" in text or "kind: Timeout" in text:

@@ -173,6 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
         if "list-type" in parse_qs(url.query):
             return self._list(url.path.strip("/"), parse_qs(url.query))
         name = unquote(url.path).lstrip("/")
+        if (owner.folder / name).is_dir():
+            return self._answer(403, {}, b"a folder", None, None)
         try:
             file = open(owner.folder / name, "rb")  # noqa: SIM115
         except OSError:

@@ -102,10 +102,13 @@ def test_after_the_last_try_address_bytes_and_what_happened_are_named(
     assert len(server.requests) == 4
 
 
-def test_what_no_other_try_would_mend_is_not_tried(server: FaultyServer, tmp_path: Path) -> None:
+def test_what_no_other_try_would_mend_is_not_tried(server: FaultyServer) -> None:
     with pytest.raises(FileNotFoundError, match=f"{server.address}/none.tar does not exist"):
         RemotePlace(f"{server.address}/none.tar", STORAGE).read(0, 10)
-    assert len(server.requests) == 1
+    (server.folder / "folder").mkdir()
+    with pytest.raises(StorageError, match="folder: the server refuses access"):
+        RemotePlace(f"{server.address}/folder", STORAGE).read(0, 10)
+    assert len(server.requests) == 2
     with pytest.raises(StorageError, match="in 4 tries; the last: (no server there|the connection)"):
         RemotePlace("http://127.0.0.1:9/a.tar?secret", STORAGE).read(0, 10)
 
@@ -121,6 +124,15 @@ def test_bytes_of_another_state_are_never_given(server: FaultyServer, place: Rem
     (server.folder / "a.tar").write_bytes(DATA + b"x")
     with pytest.raises(StorageError, match="index it again"):
         pinned.read(0, 10)
+
+
+def test_a_cache_never_gives_bytes_of_another_state(server: FaultyServer, tmp_path: Path) -> None:
+    place = RemotePlace(f"{server.address}/a.tar", replace(STORAGE, cache=str(tmp_path / "cache")))
+    for data in (DATA, DATA[::-1]):
+        (server.folder / "a.tar").write_bytes(data)
+        for _ in range(2):
+            assert place.pinned(place.stamp()).read(5, 500) == data[5:505]
+    assert [request.method for request in server.requests].count("GET") == 2
 
 
 def test_pickles_small_and_reads_in_many_threads(server: FaultyServer, place: RemotePlace) -> None:
@@ -166,11 +178,11 @@ def walk(path: Path, sizes: list[int]) -> int:
         for number, size in enumerate(sizes):
             info = tarfile.TarInfo(f"{number:04d}.bin")
             info.size = size
-            tar.addfile(info, io.BytesIO(bytes(size)))
+            tar.addfile(info, io.BytesIO((DATA * (1 + size // len(DATA)))[:size]))
     return path.stat().st_size
 
 
-@pytest.mark.parametrize(("sizes", "share", "requests"), [([300] * 3000, 1.01, 14), ([2_000_000] * 30, 0.04, 33)])
+@pytest.mark.parametrize(("sizes", "share", "requests"), [([300] * 3000, 1.01, 14), ([2_000_000] * 30, 0.04, 36)])
 def test_a_walk_over_headers_skips_what_is_big_and_asks_seldom(
     server: FaultyServer, sizes: list[int], share: float, requests: int
 ) -> None:
@@ -179,7 +191,10 @@ def test_a_walk_over_headers_skips_what_is_big_and_asks_seldom(
         with tarfile.open(fileobj=file, mode="r:") as tar:
             headers = [(member.offset_data, member.size) for member in tar]
         for offset, size in headers:
-            assert place.read(offset, min(size, 10_000)) == bytes(min(size, 10_000))
+            assert place.read(offset, min(size, 10_000)) == DATA[: min(size, 10_000)]
+        for offset, size in headers[::10]:
+            middle = size // 2
+            assert place.read(offset + middle, 100) == (DATA * (1 + size // len(DATA)))[middle : middle + 100]
     assert [size for _, size in headers] == sizes
     assert sum(request.sent for request in server.requests) < share * total
     assert len(server.requests) <= requests
