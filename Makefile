@@ -2,7 +2,7 @@
 SHELL := bash
 RUN := source launch/environment.sh &&
 
-.PHONY: setup demo test lint types ci bench mutants properties parity clean
+.PHONY: setup demo test lint types ci bench mutants properties fuzz parity clean
 setup:    ; @$(RUN) python --version
 demo:     ; @launch/demo.sh
 test:     ; @launch/test.sh
@@ -13,6 +13,7 @@ bench:    ; @$(RUN) for script in benchmarks/*.py; do python "$$script" || exit 
 parity:   ; @$(RUN) python tests/distributed/parity_matrix.py && python tests/distributed/checkpoint_matrix.py
 properties: ; @$(RUN) MQ3_EXAMPLES=2000 python -m pytest -q tests/unit/data/test_stream.py
 mutants:  ; @$(RUN) python tests/mutants.py
+fuzz:     ; @$(RUN) python -m tests.faults.fuzz
 clean:    # .venv and runs stay
 	rm -rf build dist data_recipes/built .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -51,11 +51,14 @@ def check_claims(container: str, data: bytes) -> None:
             at, name = found.end(), found.group()
             if name == b"cmov":
                 raise BadSample("video has a compressed header; remux it")
-            if at + 12 > len(data):
+            if at + (8 if name == b"trun" else 12) > len(data):
                 break
-            fixed, count = struct.unpack_from(">II", data, at + 4)
-            # a trun: flags, then the count. An stz2 has 1 to 16 bits a sample in its table, which is of the file
-            claimed += fixed if name == b"trun" else count * max(fixed, 1) if name == b"stsz" else count
+            # behind the flags: of a trun the count; of the others the size of a sample, if all have one, and the count
+            (number,) = struct.unpack_from(">I", data, at + 4)
+            if name != b"trun":
+                size, (number,) = number, struct.unpack_from(">I", data, at + 8)
+                number *= max(size, 1) if name == b"stsz" else 1
+            claimed += number
         if claimed > len(data):
             raise BadSample(f"video claims {claimed} bytes of samples, but has {len(data)}")
 

@@ -24,6 +24,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from megatron_qwen3vl.config.schema import VisionConfig
+from megatron_qwen3vl.data.limits import MAX_IMAGE_PIXELS
 from megatron_qwen3vl.errors import BadSample, UserError
 
 MAX_ASPECT = 200  # of smart_resize
@@ -174,6 +175,8 @@ def stored_size(data: bytes) -> tuple[int, int, int]:
         if image.format == "PNG" and not any(mark in data for mark in _PNG_ORIENTATION_MARKS):
             return height, width, 1
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's parsers raise anything on hostile files
         raise BadSample(f"image has unreadable EXIF: {error}") from error
     return height, width, orientation if orientation in range(1, 9) else 1
@@ -189,6 +192,8 @@ def decode(data: bytes) -> np.ndarray:
     try:
         ImageOps.exif_transpose(image, in_place=True)
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except MemoryError:  # the worker's affair, not this picture's alone
+        raise
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and others
         raise BadSample(f"image cannot be decoded: {error}") from error
 
@@ -199,13 +204,18 @@ def _open(data: bytes) -> Image.Image:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except MemoryError:
+            raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise BadSample(f"image is too large to decode: {error}") from error
         except Image.UnidentifiedImageError as error:
             raise BadSample("image is not a JPEG, PNG or WebP file") from error
         except Exception as error:
             raise BadSample(f"image header cannot be read: {error}") from error
+    if image.size[0] * image.size[1] > MAX_IMAGE_PIXELS:  # Pillow's own limit can be changed by anybody
+        raise BadSample(f"image is too large to decode: {image.size[0]} x {image.size[1]} pixels")
+    return image
 
 
 def image_grid(height: int, width: int, limits: VisionLimits, vision: VisionConfig) -> tuple[int, int, int]:
