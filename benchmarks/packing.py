@@ -32,10 +32,9 @@ def lengths_of(sequence_length: int, count: int, seed: int) -> np.ndarray:
 class Lengths:
     """A source that has lengths and nothing else."""
 
-    slice_size = 1
-
-    def __init__(self, name: str, lengths: np.ndarray) -> None:
+    def __init__(self, name: str, lengths: np.ndarray, slice_size: int = 1) -> None:
         self.name, self.lengths, self.patches = name, lengths, lengths
+        self.slice_size = slice_size
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -99,9 +98,9 @@ def flushed_best_fit(stream: Iterator[int], sequence_length: int, packs: int) ->
     return f"{sum(rooms) / len(rooms) / sequence_length:8.2%} padding"
 
 
-def whole_planning(sequence_length: int, packs: int) -> str:
+def whole_planning(sequence_length: int, packs: int, slice_size: int) -> str:
     """Five sources: shuffling, mixing and packing together."""
-    sources = [Lengths(f"source_{n}", lengths_of(sequence_length, 100_000, n)) for n in range(5)]
+    sources = [Lengths(f"source_{n}", lengths_of(sequence_length, 100_000, n), slice_size) for n in range(5)]
     mixture = Mixture(sources, [0.3, 0.3, 0.2, 0.1, 0.1], 0, "s1", 4, sequence_length)
     lanes = [Lane(number, mixture, LOOKAHEAD * sequence_length, None) for number in range(4)]
     for lane in lanes:
@@ -122,11 +121,13 @@ def main() -> None:
     packs = parser.parse_args().packs
     for sequence_length in (8192, 32768, 262144):
         lengths = lengths_of(sequence_length, 400 * packs + 50_000, seed=0)
-        quantiles = np.quantile(lengths, [0.01, 0.5, 0.9, 0.99, 1]).astype(int).tolist()
-        print(f"{sequence_length}: lengths mean {lengths.mean():.0f}, 1% 50% 90% 99% 100% {quantiles}, {packs} packs")
-        print("  carry-over       ", carry_over(iter(lengths.tolist()), sequence_length, packs))
-        print("  whole planning   ", whole_planning(sequence_length, packs // 10))
-        print("  flushed buffers  ", flushed_best_fit(iter(lengths.tolist()), sequence_length, packs))
+        shares = [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 1]
+        quantiles = np.quantile(lengths, shares).astype(int).tolist()
+        print(f"{sequence_length}: {packs} packs; lengths mean {lengths.mean():.0f}, quantiles {shares}: {quantiles}")
+        print("  carry-over               ", carry_over(iter(lengths.tolist()), sequence_length, packs))
+        for slice_size in (1, 16):
+            print(f"  whole planning, slice {slice_size:<2}", whole_planning(sequence_length, packs // 10, slice_size))
+        print("  flushed buffers          ", flushed_best_fit(iter(lengths.tolist()), sequence_length, packs))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def _run_problems(config: RunConfig) -> Iterator[str]:
     yield from _at_least("checkpoint.keep", config.checkpoint.keep, 1)
     yield from _at_least("data.workers", config.data.workers, 0)
     yield from _at_least("data.prefetch", config.data.prefetch, 1)
-    yield from _at_least("data.lookahead", config.data.lookahead, 1)
+    yield from _at_least("data.lookahead", config.data.lookahead, 4)
     yield from _between("data.max_bad_rate", config.data.max_bad_rate, 0.0, 1.0)
     yield from _above("data.sample_timeout", config.data.sample_timeout, 0.0)
     if config.data.worker_memory is not None:

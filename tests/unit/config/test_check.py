@@ -89,6 +89,7 @@ IMPOSSIBLE = {
     "data.workers=-1": "data.workers=-1",
     "data.sample_timeout=0": "data.sample_timeout=0.0: must be above 0",
     "data.worker_memory=-1": "data.worker_memory=-1.0: must be above 0",
+    "data.lookahead=3": "data.lookahead=3: must be at least 4",
     "data.max_bad_rate=1.5": "data.max_bad_rate=1.5: must be at least 0 and at most 1",
     "log.wandb=true_": "log.wandb=true_: choose out of offline, online, disabled",
     "model.text_config.num_key_value_heads=3": "model.text_config.num_key_value_heads=3: must divide 4 heads",
