@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -244,7 +245,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _make(path: Path, key: str, name: str, shards: Sequence[Shard], job: _Job) -> None:
     growing = _Growing()
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # other machines may be at it as well
     try:
         with open(partial, "wb") as file:
             file.write(MAGIC.ljust(_ALIGN, b"\0"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -144,7 +145,7 @@ def write_index(index: ShardIndex, path: Path) -> None:
         offset += -(-array.nbytes // _ALIGN) * _ALIGN
     header = json.dumps({"stamp": asdict(index.stamp), "damage": index.damage, "arrays": table}).encode()
     header += b" " * (-(len(header) + 16) % _ALIGN)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # other machines may be at it as well
     try:
         with open(partial, "wb") as file:
             file.write(MAGIC + len(header).to_bytes(8, "little") + header)

@@ -86,6 +86,7 @@ def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
         ["data", "build", "only-one"],
         ["data", "build", "nowhere.yaml", "out"],
         ["data", "index", "nowhere"],
+        ["data", "index", "nowhere", "--workers", "none"],
         ["data", "inspect", "nowhere.yaml"],
         ["data", "sheet", "nowhere", "out.png"],
         ["report"],
