@@ -37,6 +37,14 @@ def test_slices_are_longer_behind_an_address(tmp_path: Path) -> None:
     assert problems(path) == [f"mixture {path}: sources[0].slice: 0 must be an integer of 1 to 65536 samples"]
 
 
+def test_long_documents_are_divided_unless_it_says_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text("sources:\n- {name: a, shards: x, weight: 1}\n- {name: b, shards: y, weight: 1, too_long: skip}\n")
+    assert [source.too_long for source in load_mixture(path).sources] == ["split", "skip"]
+    path.write_text("sources:\n- {name: a, shards: x, weight: 1, too_long: cut}\n")
+    assert problems(path) == [f"mixture {path}: sources[0].too_long: 'cut' must be one of split, skip"]
+
+
 def test_missing_file_and_bad_yaml_name_the_file(tmp_path: Path) -> None:
     missing = tmp_path / "missing.yaml"
     assert problems(missing) == [f"mixture {missing}: no such file"]
