@@ -2,8 +2,7 @@
 
     PYTHONPATH=.:tests/faults python benchmarks/remote_shards.py
 
-Samples are a JPEG with a caption; the server is the tests' own, on loopback, without faults. Prints a table row for each
-size.
+Samples are a JPEG with a caption; the server is the tests' own, on loopback, without faults. A table row for each size.
 """
 
 from __future__ import annotations
@@ -65,6 +64,6 @@ def measure(side: int, count: int) -> str:
 
 
 if __name__ == "__main__":
-    print("| sample | samples | requests to index | a sample | share of bytes | start | requests a read | bytes a read |")
+    print("| sample | samples | requests to index | a sample | share of bytes | start | a read: requests | bytes |")
     for side, count in ((64, 3000), (224, 1000), (512, 300), (1024, 100)):
         print(measure(side, count), flush=True)

@@ -6,6 +6,7 @@ state of the file are never returned.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections import Counter
@@ -125,8 +126,9 @@ class RemotePlace:
     def _check_state(self, found: Stamp) -> None:
         if self.state is not None and (found.size, found.digest) != (self.state.size, self.state.digest):
             raise StorageError(
+                errno.EIO,
                 f"{self.name} changed while it was in use (from {self.state.size} bytes to {found.size}, with another "
-                f"ETag or time); put the old file back, or index it again and restart"
+                f"ETag or time); put the old file back, or index it again and restart",
             )
 
 

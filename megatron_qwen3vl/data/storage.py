@@ -50,9 +50,6 @@ def without_credentials(address: str) -> str:
 class StorageError(OSError):
     """The network's or the server's trouble, after all tries. ``strerror`` names address, bytes and what happened."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(errno.EIO, message)
-
     def __str__(self) -> str:
         return str(self.strerror)
 
@@ -145,7 +142,7 @@ def _persistently(address: str, storage: StorageConfig, what: str, attempt: Call
         except FileNotFoundError:
             raise FileNotFoundError(errno.ENOENT, f"{name} does not exist") from None
         except (PermissionDeniedError, UnauthenticatedError):
-            raise StorageError(f"{name}: the server refuses access; check the credentials") from None
+            raise StorageError(errno.EIO, f"{name}: the server refuses access; check the credentials") from None
         except NotSupportedError:
             happened = "the server answered with the whole file where a range was asked for"
         except _Again as again:
@@ -155,10 +152,10 @@ def _persistently(address: str, storage: StorageConfig, what: str, attempt: Call
             if happened.startswith("status 416"):
                 raise EndsBefore from None
             if happened.startswith(("status 3", "status 4")) and not happened.startswith(_PASSING):
-                raise StorageError(f"{name}: {what} could not be had: {happened}") from None
+                raise StorageError(errno.EIO, f"{name}: {what} could not be had: {happened}") from None
         except (ValueError, TypeError) as error:
-            raise StorageError(f"{name}: {_what_happened(str(error), storage.timeout_s)}") from None
-    raise StorageError(f"{name}: {what} could not be had in {tries} tries; the last: {happened}")
+            raise StorageError(errno.EIO, f"{name}: {_what_happened(str(error), storage.timeout_s)}") from None
+    raise StorageError(errno.EIO, f"{name}: {what} could not be had in {tries} tries; the last: {happened}")
 
 
 def _stamp_of(meta: Any) -> Stamp:

@@ -99,6 +99,7 @@ def test_after_the_last_try_address_bytes_and_what_happened_are_named(
     text = str(error.value)
     assert f"{server.address}/a.tar: bytes 1000 to 6000 could not be had in 4 tries" in text and said in text
     assert "secret" not in text + repr(error.value) + repr(place) and error.value.strerror == text
+    assert str(pickle.loads(pickle.dumps(error.value))) == text
     assert len(server.requests) == 4
 
 
