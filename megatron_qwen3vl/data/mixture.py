@@ -5,9 +5,9 @@ sources:
   - {name: text, shards: [text-0.tar, text-1.tar], weight: 0.4}
 
 Optional for a source: ``min_pixels``, ``max_pixels`` (of an image), ``timestamps`` (seconds, clock, mixed), ``fps``,
-``max_frames`` (taken from a video file), ``slice`` (neighbouring samples that a lane gets together: 1 on a disk, 16
-behind an address), ``too_long`` (``split`` a document longer than the sequence into parts, or ``skip`` it). ``weight``
-is the source's share of tokens; only proportions matter. ``shards`` is relative to the folder of the file.
+``max_frames`` (taken from a video file), ``slice`` (neighbouring samples that a lane gets together; 1), ``too_long``
+(``split`` a document longer than the sequence into parts, or ``skip`` it). ``weight`` is the source's share of tokens;
+only proportions matter. ``shards`` is relative to the folder of the file.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from megatron_qwen3vl.errors import UserError
 
 _KEYS = ("name", "shards", "weight", "min_pixels", "max_pixels", "timestamps", "fps", "max_frames", "slice", "too_long")
 _FEWEST_FRAMES, _HIGHEST_FPS = 4, 1000
-# an address is read in ranges; with more, shuffling suffers and little is won (docs/data_flow.md)
-_SLICE_OF_ADDRESS, _LONGEST_SLICE = 16, 65_536
+_LONGEST_SLICE = 65_536
 _TOO_LONG = ("split", "skip")
 _TIMESTAMPS = ("seconds", "clock", "mixed")
 # a sample's key is SOURCE/SHARD/KEY
@@ -71,7 +70,7 @@ def _source(entry: Mapping[str, Any]) -> SourceConfig:
         timestamps=entry.get("timestamps", "mixed"),
         fps=float(entry.get("fps", 2.0)),
         max_frames=entry.get("max_frames"),
-        slice=entry.get("slice", _SLICE_OF_ADDRESS if _has_address(shards) else 1),
+        slice=entry.get("slice", 1),
         too_long=entry.get("too_long", "split"),
     )
 
@@ -107,10 +106,6 @@ def _problems(entry: object) -> list[str]:
     if type(size) is not int or not 1 <= size <= _LONGEST_SLICE:
         problems.append(f".slice: {size!r} must be an integer of 1 to {_LONGEST_SLICE} samples")
     return problems
-
-
-def _has_address(shards: str | list[str]) -> bool:
-    return any("://" in shard for shard in ([shards] if isinstance(shards, str) else shards))
 
 
 def _are_shards(value: object) -> bool:

@@ -25,24 +25,15 @@ def test_reads_every_key(tmp_path: Path) -> None:
     )
 
 
-def test_slices_are_longer_behind_an_address(tmp_path: Path) -> None:
+def test_the_order_of_samples_does_not_depend_on_where_they_lie(tmp_path: Path) -> None:
     path = tmp_path / "m.yaml"
     path.write_text(
         "sources:\n- {name: a, shards: x.tar, weight: 1}\n- {name: b, shards: 's3://bucket/{00..09}.tar', weight: 1}\n"
-        "- {name: c, shards: [y.tar, 'https://host/z.tar'], weight: 1}\n"
-        "- {name: d, shards: 'http://host/z.tar', weight: 1, slice: 1}\n- {name: e, shards: w, weight: 1, slice: 64}\n"
+        "- {name: c, shards: 'http://host/z.tar', weight: 1, slice: 64}\n"
     )
-    assert [source.slice for source in load_mixture(path).sources] == [1, 16, 16, 1, 64]
+    assert [source.slice for source in load_mixture(path).sources] == [1, 1, 64]
     path.write_text("sources:\n- {name: a, shards: x.tar, weight: 1, slice: 0}\n")
     assert problems(path) == [f"mixture {path}: sources[0].slice: 0 must be an integer of 1 to 65536 samples"]
-
-
-def test_long_documents_are_divided_unless_it_says_otherwise(tmp_path: Path) -> None:
-    path = tmp_path / "m.yaml"
-    path.write_text("sources:\n- {name: a, shards: x, weight: 1}\n- {name: b, shards: y, weight: 1, too_long: skip}\n")
-    assert [source.too_long for source in load_mixture(path).sources] == ["split", "skip"]
-    path.write_text("sources:\n- {name: a, shards: x, weight: 1, too_long: cut}\n")
-    assert problems(path) == [f"mixture {path}: sources[0].too_long: 'cut' must be one of split, skip"]
 
 
 def test_missing_file_and_bad_yaml_name_the_file(tmp_path: Path) -> None:
