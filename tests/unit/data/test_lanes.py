@@ -164,3 +164,17 @@ def test_another_slice_is_refused_and_a_state_from_before_slices_goes_on() -> No
     for source in state["sources"]:
         del source["slice"]
     assert decode(state, plain) == ([lane.state() for lane in lanes], [])
+
+
+@pytest.mark.parametrize("slice_size", [1, 4])
+def test_epochs_count_what_was_drawn(slice_size: int) -> None:
+    sources = [replace(fake_source("few", *[T // 4] * 8), slice_size=slice_size), fake_source("many", *[T // 4] * 64)]
+    mixture = Mixture(sources, [1, 1], 0, "s0", 2, T)
+    lanes = lanes_of(mixture, 4 * T)
+    steps, _ = run(lanes, 10)
+    states = [lane.state() for lane in lanes]
+    for number, source in enumerate(sources):
+        used = sum(sample.source == number for step in steps for pack in step for sample in pack)
+        waiting = sum(item[0] == number for state in states for item in state.waiting)
+        assert mixture.epochs(states)[source.name] == (used + waiting) / len(source)
+    assert mixture.epochs(states)["few"] > 5 > 1 > mixture.epochs(states)["many"]
