@@ -29,6 +29,7 @@ from megatron_qwen3vl.errors import UserError
 
 MAGIC = b"MQ3VIDX3"
 EARLIER = (b"MQ3VIDX1", b"MQ3VIDX2")  # without video files; without what splitting needs
+FOREIGN = bytes(8)  # megatron-energon lists the offsets of a tar's samples, the first of which is 0
 _ALIGN = 64
 
 # Array -> type. n samples, M members, I images and videos, B places where two text parts meet without an image between;
@@ -130,11 +131,20 @@ def index_path(shard: Shard) -> Path:
 
 def is_earlier(path: Path) -> bool:
     """Whether an earlier version of this program wrote it: as good as none."""
+    return _begins_with(path) in EARLIER
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether it is megatron-energon's index, which has the same name: as good as none, and not to be overwritten."""
+    return _begins_with(path) == FOREIGN
+
+
+def _begins_with(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(len(MAGIC)) in EARLIER
+            return file.read(len(MAGIC))
     except OSError:
-        return False
+        return b""
 
 
 def write_index(index: ShardIndex, path: Path) -> None:

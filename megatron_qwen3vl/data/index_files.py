@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_qwen3vl.data.index import EARLIER, MAGIC, ShardIndex, parse_index, read_index, write_index
+from megatron_qwen3vl.data.index import EARLIER, FOREIGN, MAGIC, ShardIndex, parse_index, read_index, write_index
 from megatron_qwen3vl.data.places import CONTENT, TAG
 from megatron_qwen3vl.data.remote import RemotePlace
 from megatron_qwen3vl.data.shards import Shard, take_stamp
@@ -116,6 +116,8 @@ def _from_beside(shard: Shard, tokenizer: Tokenizer, stale: bool) -> ShardIndex:
         raise UserError(f"{name} has no index ({beside.name} does not exist); run {mend}") from None
     except OSError as error:
         raise UserError(f"shards: {error.strerror}") from None
+    if data[: len(MAGIC)] == FOREIGN:
+        raise UserError(f"{name} has no index ({beside.name} is megatron-energon's); run {mend}")
     if data[: len(MAGIC)] in EARLIER:
         raise UserError(f"{beside.name} was written by an earlier version; run {mend}")
     index = parse_index(np.frombuffer(data, np.uint8), beside.name)

@@ -22,6 +22,7 @@ from megatron_qwen3vl.data.index import (
     ShardIndex,
     index_path,
     is_earlier,
+    is_foreign,
     read_index,
     write_index,
 )
@@ -99,6 +100,10 @@ def index_one(job: IndexJob, shard: Shard) -> Indexed:
 
 def _index_into(target: Path, shard: Shard, tokenizer: Tokenizer) -> Indexed:
     begun = time.process_time()
+    if is_foreign(target):
+        name = shard.place.name
+        mend = f"`data index {name} --to FOLDER` and storage.indexes=FOLDER leave it as it is"
+        return Indexed(shard.name, problem=f"data index: {name}.idx is megatron-energon's index; {mend}")
     try:
         index, made = _current(shard, tokenizer, target), False
         if index is None:
@@ -132,7 +137,7 @@ def get_index(shard: Shard, tokenizer: Tokenizer, cache: Path | None) -> ShardIn
     if isinstance(shard.place, RemotePlace):
         return get_remote_index(shard, tokenizer, cache)
     beside = index_path(shard)
-    if beside.is_file() and not is_earlier(beside):
+    if beside.is_file() and not is_earlier(beside) and not is_foreign(beside):
         index = read_index(beside)
         if not is_of(index, shard):
             name = shard.place.name

@@ -94,6 +94,19 @@ def test_changed_shard_is_refused_a_copied_one_is_not(shard: Shard) -> None:
     assert len(get_index(shard, T, None)) == len(SAMPLES) - 1
 
 
+def test_megatron_energons_index_of_the_same_name_is_no_index_and_stays(shard: Shard, tmp_path: Path) -> None:
+    path = shard.place.path
+    keys = [group.members[0].offset - 512 for group in scan(shard).groups]
+    theirs = np.array([*keys, path.stat().st_size], "<u8").tobytes()  # what its prepare writes
+    assert theirs[:8] == bytes(8)
+    index_path(shard).write_bytes(theirs)
+    assert len(get_index(shard, T, None)) == len(SAMPLES)
+    (refused,) = index_shards([shard], T, None, 1, lambda _: None)
+    assert "--to FOLDER" in refused.problem and index_path(shard).read_bytes() == theirs
+    (made,) = index_shards([shard], T, tmp_path / "elsewhere", 1, lambda _: None)
+    assert made.problem is None and get_index(shard, T, tmp_path / "elsewhere").path.parent == tmp_path / "elsewhere"
+
+
 def test_counts_of_several_tokenizers_live_together(shard: Shard, tmp_path: Path) -> None:
     build_indexes(shard.place.path, T)
     assert get_index(shard, OTHER, None).path is None, "counted now, in memory"
