@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from megatron_qwen3vl.data.survey import Survey, survey_of
 from megatron_qwen3vl.data.timestamps import choose_style
 from megatron_qwen3vl.data.tokenizer import Tokenizer
 from megatron_qwen3vl.data.video import decode_frames
-from megatron_qwen3vl.data.vision import VisionLimits, decode, make_patches
+from megatron_qwen3vl.data.vision import VisionLimits, decode, make_patches, resize_frame
 from megatron_qwen3vl.errors import BadSample, UserError
 
 _AT_ONCE = 64 << 20  # bytes of a sample that are read together
@@ -205,16 +206,18 @@ class Source:
         files |= read_members(self._shards[shard], key, [member for member in members if member.name in wanted])
         parts = [np.zeros((0, self._rules.vision.patch_values), np.uint8)]
         for visual, plan, grid in visuals:
-            if isinstance(visual, VideoFile):
-                names = (visual.member,) * len(plan.ticks)
-                frames = decode_frames(files[visual.member], plan.ticks)
-            else:
-                names = _names(visual)
-                frames = [decode(files[name]) for name in names]
-            for name, frame in zip(names, frames, strict=True):
+
+            def fit(frame: np.ndarray, name: str, plan: Shown = plan, grid: Grid = grid) -> np.ndarray:
+                """Of a video no more than one frame is held at its stored size."""
                 if frame.shape[:2] != (plan.height, plan.width):
                     size = f"{plan.width} x {plan.height}"
                     raise BadSample(f"{name} is {frame.shape[1]} x {frame.shape[0]}, but {size} is indexed")
+                return resize_frame(frame, grid, self._rules.vision) if grid[0] > 1 else frame
+
+            if isinstance(visual, VideoFile):
+                frames = decode_frames(files[visual.member], plan.ticks, partial(fit, name=visual.member))
+            else:
+                frames = [fit(decode(files[name]), name) for name in _names(visual)]
             parts.append(make_patches(frames, grid, self._rules.vision))
         return np.concatenate(parts)
 

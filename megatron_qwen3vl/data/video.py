@@ -12,7 +12,7 @@ here.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -71,10 +71,13 @@ def probe(data: bytes) -> VideoFacts:
     return VideoFacts(first.shape[0], first.shape[1], base, ticks)
 
 
-def decode_frames(data: bytes, ticks: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+def decode_frames(
+    data: bytes, ticks: Sequence[int] | np.ndarray, fit: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> list[np.ndarray]:
     """The frames shown at ``ticks`` (ascending), uint8 [height, width, 3] each, turned as the container asks.
 
-    Pixels are square: a stated aspect ratio of pixels is not followed, as transformers does not.
+    Pixels are square: a stated aspect ratio of pixels is not followed, as transformers does not. ``fit`` makes of each
+    frame what is kept of it.
 
     Raises:
         BadSample: the file cannot be read, or has no whole frame at one of the ticks.
@@ -91,11 +94,11 @@ def decode_frames(data: bytes, ticks: Sequence[int] | np.ndarray) -> list[np.nda
             if tick not in shown:
                 raise BadSample(f"video has no frame at tick {tick}; run `data index` again")
         ranges = _ranges(packets, shown, wanted)
-        found = _decode(stream, packets, ranges, set(wanted), origin)
+        found = _decode(stream, packets, ranges, set(wanted), origin, fit)
         if len(found) < len(set(wanted)):
             # a group may begin at a picture from which a decoder needs a few more to recover
             stream.codec_context.flush_buffers()
-            found = _decode(stream, packets, [(0, len(packets))], set(wanted), origin)
+            found = _decode(stream, packets, [(0, len(packets))], set(wanted), origin, fit)
     for tick in wanted:
         if tick not in found:
             raise BadSample(f"video cannot be decoded: no whole frame at tick {tick}")
@@ -211,7 +214,12 @@ def _ranges(packets: Sequence[Packet], shown: dict[int, int], wanted: Sequence[i
 
 
 def _decode(
-    stream: VideoStream, packets: Sequence[Packet], ranges: Sequence[tuple[int, int]], wanted: set[int], origin: int
+    stream: VideoStream,
+    packets: Sequence[Packet],
+    ranges: Sequence[tuple[int, int]],
+    wanted: set[int],
+    origin: int,
+    fit: Callable[[np.ndarray], np.ndarray],
 ) -> dict[int, np.ndarray]:
     found: dict[int, np.ndarray] = {}
     codec = stream.codec_context
@@ -220,7 +228,7 @@ def _decode(
             for frame in codec.decode(packet):
                 tick = frame.pts if frame.pts is not None else frame.dts
                 if tick is not None and tick - origin in wanted and not frame.is_corrupt:
-                    found[tick - origin] = _rgb(frame)
+                    found[tick - origin] = fit(_rgb(frame))
             if len(found) == len(wanted):
                 return found
         codec.flush_buffers()

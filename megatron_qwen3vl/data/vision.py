@@ -309,6 +309,13 @@ def make_patches(frames: Sequence[np.ndarray], grid: tuple[int, int, int], visio
     return ordered.reshape(groups * rows * columns, channels * depth * size * size).numpy()
 
 
+def resize_frame(frame: np.ndarray, grid: tuple[int, int, int], vision: VisionConfig) -> np.ndarray:
+    """uint8 [height, width, 3] -> the same in the size of the grid, as ``make_patches`` would resize it."""
+    pixels = torch.from_numpy(frame[None]).permute(0, 3, 1, 2)
+    resized = _resize(pixels, grid[1] * vision.patch_size, grid[2] * vision.patch_size)
+    return resized.permute(0, 2, 3, 1).contiguous()[0].numpy()
+
+
 def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """What torchvision.transforms.v2.functional.resize does to uint8 with antialiased bicubic."""
     if pixels.shape[-2:] == (height, width):
