@@ -1,18 +1,15 @@
 """Shards behind addresses next to the same shards on the disk: the same index, keys and samples; what it costs."""
 
-import os
 import pickle
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 from faulty_server import FAULTS, FaultyServer
+from moto.server import ThreadedMotoServer
 
 from megatron_qwen3vl.config.schema import SourceConfig, StorageConfig
 from megatron_qwen3vl.data.index import index_path, read_index
@@ -206,26 +203,15 @@ def test_unusable_addresses(server: FaultyServer, storage: StorageConfig, spec: 
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
-    port = 20000 + os.getpid() % 20000
-    process = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(address)
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield address
-    finally:
-        process.kill()
-        process.wait()
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
 
 
 def test_s3_as_moto_serves_it(server: FaultyServer, moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Signed requests with the credentials of the environment."""
-    import boto3
-
     for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
