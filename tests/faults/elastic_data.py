@@ -12,6 +12,11 @@ import numpy as np
 import yaml
 from faults_data import picture, write_shard
 
+from megatron_qwen3vl.config.load import load_config
+from megatron_qwen3vl.data.indexing import IndexJob, index_one
+from megatron_qwen3vl.data.shards import find_shards
+from megatron_qwen3vl.data.tokenizer import load_tokenizer
+
 SEQUENCE_LENGTH = 512
 NAMES = ("pictures", "dialogues", "clips", "frames", "books")
 _LIMITS = {"min_pixels": 4096, "max_pixels": 8192}
@@ -80,14 +85,18 @@ def _books(count: int) -> list[tuple[str, dict, dict[str, bytes]]]:
     return made
 
 
-def make_shards(folder: Path) -> None:
+def make_shards(folder: Path, books: int) -> None:
+    """With the indexes that runs over a network need."""
     folder.mkdir(parents=True)
     write_shard(folder / "pictures-0.tar", _pictures(0, 24))
     write_shard(folder / "pictures-1.tar", _pictures(24, 16))
     write_shard(folder / "dialogues.tar", _dialogues(24))
     write_shard(folder / "clips.tar", _videos(16))
     write_shard(folder / "frames.tar", _frame_lists(16))
-    write_shard(folder / "books.tar", _books(90))
+    write_shard(folder / "books.tar", _books(books))
+    job = IndexJob(load_tokenizer(None, load_config(["validation.every=0"]).model), to=None)
+    for shard in find_shards(str(folder), folder):
+        assert index_one(job, shard).problem is None
 
 
 def write_mixture(path: Path, base: str) -> Path:
@@ -96,6 +105,7 @@ def write_mixture(path: Path, base: str) -> Path:
     sources = []
     for name, weight in weights.items():
         tars = [f"pictures-{n}.tar" for n in range(2)] if name == "pictures" else [f"{name}.tar"]
-        sources.append({"name": name, "shards": [f"{base}/{tar}" for tar in tars], "weight": weight, **_LIMITS})
+        addresses = [f"{base}/{tar}" for tar in tars]
+        sources.append({"name": name, "shards": addresses, "weight": weight, "slice": 4, **_LIMITS})
     path.write_text(yaml.safe_dump({"sources": sources}))
     return path

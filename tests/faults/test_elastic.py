@@ -1,9 +1,9 @@
-"""A run that is killed and goes on with other numbers of processes and data workers uses exactly the samples of an
-uninterrupted one: same order, each once.
+"""A run that is killed and goes on with other numbers of processes and data workers, over a network with faults, uses
+exactly the samples of an uninterrupted one from the disk: same order, each once.
 
 (processes, workers) = (1, 0) (2, 2) (4, 1) (2, 3) (1, 4). Between them kill -9: in the middle of a step, of a save,
-with packs read ahead, and of one process of several. MQ3_ELASTIC_STEPS makes the run longer, MQ3_SEED fixes the
-moments.
+with packs read ahead, and of one process of several. In the last start one worker is killed and one stopped.
+MQ3_ELASTIC_STEPS makes the run longer, MQ3_SEED fixes the moments and the faults.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import time
 from collections import Counter
@@ -23,11 +24,13 @@ from pathlib import Path
 import pytest
 from elastic_data import NAMES, SEQUENCE_LENGTH, make_shards, write_mixture
 from faults_data import OVERRIDES
+from faulty_server import FaultyServer
 
 STEPS = int(os.environ.get("MQ3_ELASTIC_STEPS", "20"))
 EVERY = 3  # steps between two saves
 LANES = 4
 SIZES = ((1, 0), (2, 2), (4, 1), (2, 3), (1, 4))
+FAULTS = {"error": 0.05, "unavailable": 0.02, "short": 0.05, "cut": 0.04, "reset": 0.05, "stall": 0.03}
 
 
 def _train(overrides: list[str], rank: int, processes: int, port: int) -> None:
@@ -70,6 +73,9 @@ class Job:
             "stages.s1.micro_batch_size=1",
             f"checkpoint.every={EVERY}",
             f"data.workers={workers}",
+            "data.sample_timeout=20",
+            "storage.backoff_s=0.01",
+            "storage.timeout_s=1",
         ]
         self._processes: list[ForkServerProcess] = []
         for rank in range(processes):
@@ -80,6 +86,11 @@ class Job:
     @property
     def runs(self) -> bool:
         return all(process.is_alive() for process in self._processes)
+
+    def workers(self) -> set[int]:
+        """Processes that read data: each rank has a server that starts them."""
+        ranks = [process.pid for process in self._processes if process.pid is not None]
+        return {worker for rank in ranks for server in _children(rank) for worker in _children(server)}
 
     def kill(self, first: int | None = None) -> None:
         """-9; with ``first`` that process a moment before the others, which then wait for it in vain."""
@@ -95,6 +106,11 @@ class Job:
         for process in self._processes:
             process.join()
         return [process.exitcode for process in self._processes]
+
+
+def _children(pid: int) -> set[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return {int(child) for task in tasks for child in task.read_text().split()}
 
 
 def _rows(run: Path, name: str) -> list[dict]:
@@ -121,7 +137,7 @@ def _kill_on_the_way(start: Callable[[int, int], Job], run: Path, draw: random.R
     for number, (processes, workers) in enumerate(SIZES[:-1]):
         left, saved, before = _saves_under_way(run), _last_save(run), len(_rows(run, "metrics.jsonl"))
         job = start(processes, workers)
-        reached = saved + EVERY + 1  # at least one save of its own, and a step that will be made again
+        reached = saved + max(EVERY + 1, STEPS // 6)  # a save of its own, and at least a step that is made again
         while job.runs and not (
             _last_save(run) > saved and _saves_under_way(run) - left
             if number == 1
@@ -150,17 +166,35 @@ def _check_uses(rows: list[dict]) -> None:
         assert max(counts) - min(counts) <= 2, name  # those that still wait have not been used
 
 
+def _harm_workers(job: Job, run: Path) -> None:
+    """-9 for one worker and a stop for another, in the middle of the run; the job ends well all the same."""
+    before = len(_rows(run, "metrics.jsonl"))
+    while job.runs and len(_rows(run, "metrics.jsonl")) <= before:
+        time.sleep(0.01)
+    killed, stopped, *others = sorted(job.workers())
+    assert len(others) == 2
+    os.kill(killed, signal.SIGKILL)
+    os.kill(stopped, signal.SIGSTOP)
+    assert job.wait() == [0]
+    assert not Path(f"/proc/{stopped}").exists()
+
+
 def test_other_processes_and_workers_use_the_same_samples(tmp_path: Path, context: ForkServerContext) -> None:
     seed = int(os.environ.get("MQ3_SEED", time.time_ns() % 10**9))
     print(f"MQ3_SEED={seed}")
-    make_shards(tmp_path / "shards")
-    mixture = write_mixture(tmp_path / "mixture.yaml", str(tmp_path / "shards"))
-    whole, run = tmp_path / "whole", tmp_path / "run"
+    shards, whole, run = tmp_path / "shards", tmp_path / "whole", tmp_path / "run"
+    make_shards(shards, books=STEPS * 9 // 2)
+    near = write_mixture(tmp_path / "near.yaml", str(shards))
+    assert Job(context, whole, near, 1, 0).wait() == [0]
 
-    assert Job(context, whole, mixture, 1, 1).wait() == [0]
-    moments = _kill_on_the_way(lambda *size: Job(context, run, mixture, *size), run, random.Random(seed))
-    print("\n".join(moments))
-    assert Job(context, run, mixture, *SIZES[-1]).wait() == [0]
+    with FaultyServer(shards, FAULTS, seed, stall_s=3.0) as server:
+        far = write_mixture(tmp_path / "far.yaml", server.address)
+        moments = _kill_on_the_way(lambda *size: Job(context, run, far, *size), run, random.Random(seed))
+        print("\n".join(moments))
+        _harm_workers(Job(context, run, far, *SIZES[-1]), run)
+        met = Counter(request.fault for request in server.requests)
+    print(met)
+    assert min(met[fault] for fault in FAULTS) >= len(SIZES)
 
     assert (run / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
     _check_uses(_rows(run, "samples.jsonl"))
