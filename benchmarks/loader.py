@@ -106,9 +106,16 @@ class Side:
         self._cpu = 0.0
 
     def __enter__(self) -> Side:
-        assert self._pipe(self._process.stdout).readline() == "ready\n", f"{self.name} did not start"
+        self._answer("ready")
         self._settle()
         return self
+
+    def _answer(self, begin: str) -> str:
+        """The next line that begins so; libraries print what they like in between."""
+        for line in self._pipe(self._process.stdout):
+            if line.startswith(begin):
+                return line
+        raise RuntimeError(f"{self.name} ended by itself")
 
     def __exit__(self, *trouble: object) -> None:
         self._pipe(self._process.stdin).close()
@@ -126,7 +133,7 @@ class Side:
         watcher.start()
         before = self._cpu
         print("turn", file=self._pipe(self._process.stdin), flush=True)
-        seconds, skipped, done = json.loads(self._pipe(self._process.stdout).readline())
+        seconds, skipped, done = json.loads(self._answer("["))
         self._settle()
         finished.set()
         watcher.join()

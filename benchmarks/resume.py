@@ -4,7 +4,7 @@
 
 The real loader on five built sources, 8,192 tokens a pack, one pack read by this rank of V. Timed: opening the sources
 (their index files and catalogues are mapped), decoding the state, planning one pack of all V lanes, reading this rank's
-samples here. Imports, model and weights are not in it. Position 50 is planned; further positions are that state with
+samples here. Imports, model and weights are not in it. Position 5 is planned; further positions are that state with
 the counts of turns and tokens that so many more packs of the same mixture take: a lane's state holds nothing else.
 The state is written once for all ranks: bytes of the JSON, and that divided by V.
 """
@@ -32,9 +32,9 @@ from megatron_qwen3vl.data.tokenizer import load_tokenizer
 from megatron_qwen3vl.data.vision import PUBLISHED_LIMITS
 from megatron_qwen3vl.data.workers import WorkerLimits
 
-WEIGHTS = {"captions": 0.3, "numbers": 0.2, "counting_easy": 0.2, "video": 0.2, "text": 0.1}
-SEQUENCE_LENGTH, PLANNED = 8192, 50
-POSITIONS = (5, 50, 1_000, 1_000_000)  # steps
+WEIGHTS = {"captions": 0.3, "long_text": 0.2, "long_video": 0.2, "video": 0.2, "text": 0.1}
+SEQUENCE_LENGTH, PLANNED = 8192, 10
+POSITIONS = (5, 1_000, 1_000_000)  # steps
 
 
 def open_sources(cache: Path) -> list[Source]:
@@ -42,7 +42,7 @@ def open_sources(cache: Path) -> list[Source]:
     tokenizer = load_tokenizer(config.tokenizer, config.model)
     return [
         open_source(
-            SourceConfig(name, f"{name}/train", weight, min_pixels=1024),
+            SourceConfig(name, f"{name}/train", weight),
             resource("data_recipes") / "built",
             tokenizer,
             PUBLISHED_LIMITS,
