@@ -31,7 +31,7 @@ from megatron_qwen3vl.data.workers import ReadError
 from megatron_qwen3vl.errors import RunFailed, UserError
 from megatron_qwen3vl.parallel.groups import Groups, gather_objects
 
-CLOSE_S = 10.0  # that closing waits for a step on its way; only a rank that fails alone waits for nothing
+CLOSE_S = 30.0  # that closing waits for the step on its way: who stops by itself has nothing to wait for
 _ALIGNED = 64  # bytes; arrays begin at multiples of it
 T = TypeVar("T")
 
