@@ -95,7 +95,7 @@ def _file_names(folder: Path) -> dict[str, list[str]]:
             files: dict[str, list[str]] = {}
             for name, file in weight_map.items():
                 files.setdefault(file, []).append(name)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{folder / INDEX_FILE}: not a safetensors index; copy the file again") from None
         gone = [
             f"{folder / f}: missing, but {INDEX_FILE} names it" for f in sorted(files) if not (folder / f).is_file()
@@ -119,7 +119,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             rows = {
                 n: (r["dtype"], tuple(r["shape"]), *r["data_offsets"]) for n, r in header.items() if n != "__metadata__"
             }
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{path}: its header is damaged; copy the file again") from None
     result = {}
     for name, (code, shape, begin, end) in rows.items():

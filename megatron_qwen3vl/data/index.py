@@ -195,7 +195,7 @@ def parse_index(content: np.ndarray, name: str) -> ShardIndex:
             arrays[row["name"]] = content[start : start + row["length"] * kind.itemsize].view(kind)
         index = ShardIndex(None, Stamp(**header["stamp"]), tuple(header["damage"]), arrays)
         _check_whole(index, header["arrays"])
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
         raise UserError(f"{name} is not a readable index ({error}); run `data index` again") from None
     return index
 

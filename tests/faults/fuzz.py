@@ -32,7 +32,7 @@ from megatron_qwen3vl.data.shards import write_shard
 from megatron_qwen3vl.data.source import Source, open_source
 from megatron_qwen3vl.data.worker_process import limit_memory
 from megatron_qwen3vl.data.workers import ReaderPool, Task, WorkerLimits
-from tests.faults.crafted import END, header, member
+from tests.faults.crafted import END, chunk, header, member
 from tests.unit.data.shard_helpers import LIMITS, build_indexes, document, image_part, model, tokenizer
 from tests.unit.data.video_files import encode
 
@@ -101,6 +101,8 @@ def mutate(kind: str, data: bytes, random: Generator) -> bytes:
     """One to eight changes, of which few fall into what says how the rest is to be read."""
     if kind == "json":
         return _mutate_json(data, random)
+    if kind == "png" and random.random() < 0.4:
+        return _mutate_rows(data, random)
     changed = bytearray(data)
     first = {"jpg": 320, "png": 41, "webp": 64, "mp4": 48, "tar": 512}[kind]
     moves = 0.05 if kind in ("mp4", "webp") else 0.25  # of changes that move what is behind them
@@ -124,6 +126,19 @@ def mutate(kind: str, data: bytes, random: Generator) -> bytes:
     if kind == "png" and random.random() < 0.7:
         _right_checksums(changed)
     return bytes(changed)
+
+
+def _mutate_rows(png: bytes, random: Generator) -> bytes:
+    """Other rows in a stream that unpacks: pixels, and the filters that say how to read them."""
+    at = png.index(b"IDAT") - 4
+    (size,) = struct.unpack_from(">I", png, at)
+    rows = bytearray(zlib.decompress(png[at + 8 : at + 8 + size]))
+    for _ in range(int(random.integers(1, 40))):
+        rows[int(random.integers(len(rows)))] = int(random.integers(256))
+    rows[int(random.integers(10)) * (len(rows) // 96)] = int(random.integers(6))
+    if random.random() < 0.2:
+        del rows[int(random.integers(len(rows))) :]
+    return png[:at] + chunk(b"IDAT", zlib.compress(rows)) + png[at + 12 + size :]
 
 
 def _right_checksums(png: bytearray) -> None:

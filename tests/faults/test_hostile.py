@@ -10,6 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from megatron_qwen3vl.data.index import MAGIC, parse_index
+from megatron_qwen3vl.errors import UserError
 from tests.faults import crafted, fuzz
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +116,28 @@ def test_fuzzed_files_change_no_other_sample(tmp_path: Path) -> None:
     assert result.problems == ()
     assert result.accepted >= 0.8 * result.count
     assert result.peak_bytes < fuzz.MEMORY
+
+
+def with_header(header: bytes) -> bytes:
+    return MAGIC + len(header).to_bytes(8, "little") + header + bytes(64)
+
+
+ARRAY = b'{"stamp": {}, "damage": [], "arrays": [{"name": "key_text", "type": "u1", "length": %s, "offset": %s}]}'
+INDEXES = {
+    "deep": with_header(b"[" * 200_000),
+    "no header": MAGIC,
+    "a header of any length": MAGIC + b"\xff" * 8 + b"{}",
+    "wrong types": with_header(b'{"stamp": 3, "arrays": [3]}'),
+    "an array behind the end": with_header(ARRAY % (b"1000000000000000000", b"0")),
+    "an array before the beginning": with_header(ARRAY % (b"10", b"-1000")),
+    "no number": with_header(ARRAY % (b"NaN", b"1e999")),
+}
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_a_crafted_index_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="is not a readable index"):
+        parse_index(np.frombuffer(INDEXES[name], np.uint8), name)
 
 
 def test_nothing_in_the_data_path_can_unpickle() -> None:
