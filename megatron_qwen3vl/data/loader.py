@@ -18,7 +18,7 @@ import numpy as np
 
 from megatron_qwen3vl.batch import IGNORE, Document, Pack, Sample
 from megatron_qwen3vl.data import state as lane_state
-from megatron_qwen3vl.data.lanes import Lane, LaneState, LeftOut, Mixture, Planned, SampleSource
+from megatron_qwen3vl.data.lanes import LaneState, LeftOut, Mixture, Planned, SampleSource, start_lanes
 from megatron_qwen3vl.data.workers import ReaderPool, Task, WorkerLimits, read_planned
 from megatron_qwen3vl.errors import UserError
 from megatron_qwen3vl.parallel.balance import share_packs
@@ -135,7 +135,7 @@ class Loader:
         if state is not None:
             starts, self.changes = lane_state.decode(state, self._mixture)
         lookahead = config.lookahead * config.sequence_length
-        self._lanes = [Lane(number, self._mixture, lookahead, start) for number, start in enumerate(starts)]
+        self._lanes = start_lanes(self._mixture, lookahead, starts)
         self._used = tuple(lane.state() for lane in self._lanes)
         self._planned: deque[_Plan] = deque()
         self._num_tasks = 0

@@ -69,8 +69,9 @@ class Order:
         """Of all lanes together, those without a sample included."""
         return self.slices.num_samples * self.slice_size
 
-    def index(self, lane: int, turns: np.ndarray) -> np.ndarray:
-        """Turns of a lane, int64 [k], in any order -> samples, int64 [k]; ``num_samples`` where a turn has none."""
+    def index(self, lane: int | np.ndarray, turns: np.ndarray) -> np.ndarray:
+        """Turns of a lane, or each of another (int64 [k]), in any order, int64 [k] -> samples, int64 [k];
+        ``num_samples`` where a turn has none."""
         number, offset = np.divmod(turns, self.slice_size)
         if self.slice_size > 1:
             number, offset = self._shuffle_window(lane, turns, number)
@@ -80,7 +81,9 @@ class Order:
     def epoch(self, lane: int, turn: int) -> int:
         return (lane + self.num_lanes * (turn // self.slice_size)) // self.slices.num_samples
 
-    def _shuffle_window(self, lane: int, turns: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _shuffle_window(
+        self, lane: int | np.ndarray, turns: np.ndarray, number: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Turns that fall to a lane's slice ``number`` in sequence -> the slice and the place in it that they get."""
         per_epoch, lanes = self.slices.num_samples, self.num_lanes
         epoch = (lane + lanes * number) // per_epoch
@@ -88,7 +91,7 @@ class Order:
         end = -((lane - (epoch + 1) * per_epoch) // lanes)
         start = first + (number - first) // WINDOW * WINDOW
         size = (np.minimum(start + WINDOW, end) - start) * self.slice_size
-        of_lane = _mix(np.array([lane + 1], np.uint64) * _GOLDEN) + np.uint64(self.key)
+        of_lane = _mix((np.atleast_1d(lane) + 1).astype(np.uint64) * _GOLDEN) + np.uint64(self.key)
         tweak = _mix(_mix((start.astype(np.uint64) + np.uint64(1)) * _GOLDEN) + of_lane)
         place = _permute((turns - start * self.slice_size).astype(np.uint64), size.astype(np.uint64), tweak)
         return start + place // self.slice_size, place % self.slice_size

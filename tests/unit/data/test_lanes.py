@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron_qwen3vl.data.lanes import Lane, LaneState, LeftOut, Mixture, Planned, whole_shares
+from megatron_qwen3vl.data.lanes import Lane, LaneState, LeftOut, Mixture, Planned, start_lanes, whole_shares
 from megatron_qwen3vl.data.state import decode, encode
 from megatron_qwen3vl.errors import UserError
 from tests.unit.data.fake_source import FakeSource, fake_source
@@ -41,6 +41,20 @@ def test_a_lane_depends_on_seed_stage_and_its_number_only() -> None:
     together, _ = run(lanes_of(Mixture(sources, [1, 2], 0, "s0", 3, T), 4 * T), 5)
     assert packs(0, "s0", 1) == [[step[1]] for step in together]
     assert len({str(packs(*facts)) for facts in ((0, "s0", 1), (1, "s0", 1), (0, "s1", 1), (0, "s0", 2))}) == 4
+
+
+@pytest.mark.parametrize("slice_size", [1, 3])
+def test_lanes_that_begin_together_are_those_that_begin_alone(slice_size: int) -> None:
+    sizes = {"a": 60, "b": 8, "c": 31}
+    sources = [replace(fake_source(name, *range(1, last)), slice_size=slice_size) for name, last in sizes.items()]
+    mixture = Mixture(sources, [1, 2, 1], 0, "s0", 5, T)
+    alone, together = lanes_of(mixture, 4 * T), start_lanes(mixture, 4 * T, [None] * 5)
+    assert run(together, 7) == run(alone, 7)
+    states = [lane.state() for lane in alone]
+    assert len({len(state.waiting) for state in states}) > 1
+    again = start_lanes(mixture, 4 * T, states)
+    assert run(again, 60) == run(alone, 60)  # beyond what was looked up together, over several epochs
+    assert [lane.state() for lane in again] == [lane.state() for lane in alone]
 
 
 def test_epochs_are_shuffled_anew() -> None:
