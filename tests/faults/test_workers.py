@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -107,8 +108,12 @@ def test_killed_and_stopped_workers_change_no_sample_and_no_order(tmp_path: Path
             for number in signals:
                 found.append(([content(pack) for pack in loader.next().packs], loader.state()))
                 if number is not None:
-                    victims = loader._pool.process_ids()
-                    os.kill(victims[len(found) % len(victims)], number)
+                    pool = loader._pool
+                    victim = pool.process_ids()[len(found) % workers]
+                    os.kill(victim, number)
+                    # until it is replaced and its sample read: a second blow to the same one would make it a bad one
+                    while victim in (pids := pool.process_ids()) or len(pids) < workers or pool._strikes:
+                        time.sleep(0.05)
             pids = loader._pool.process_ids() if loader._pool else []
         assert_gone(pids)
         return found

@@ -222,6 +222,8 @@ from tests.unit.data.test_loader import CONFIG, Loader, fake_source, replace
 if __name__ == "__main__":
     sources = [fake_source("a", *[40] * 3, i0="sleep", i1="sleep", i2="sleep")]
     loader = Loader(replace(CONFIG, workers=2), sources, [1.0])
+    while not all(worker.ready for worker in loader._pool._workers):
+        time.sleep(0.1)
     print("workers", *loader._pool.process_ids(), flush=True)
     loader.next()
 """
