@@ -74,6 +74,8 @@ def feed_steps(overrides: list[str], folder: Path) -> dict[str, tuple[Any, ...]]
             step = feed.next()
             figures = (step.source_tokens, step.epochs, [sample.key for sample in step.left_out], step.digest)
             steps.append(({pack.lane: content(pack) for pack in step.packs}, figures))
+            if feed._ahead is not None:
+                feed._ahead.result()  # the next step has been read
             states.append(feed.state())
         feed.close()
         found[name] = (steps, states, feed.about.domains, sorted({Path(path).name for path in opened}))

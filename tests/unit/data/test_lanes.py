@@ -192,3 +192,12 @@ def test_epochs_count_what_was_drawn(slice_size: int) -> None:
         waiting = sum(item[0] == number for state in states for item in state.waiting)
         assert mixture.epochs(states)[source.name] == (used + waiting) / len(source)
     assert mixture.epochs(states)["few"] > 5 > 1 > mixture.epochs(states)["many"]
+
+
+def test_every_waiting_sample_is_in_the_state() -> None:
+    mixture = mixture_of(A, B, C, weights=[1, 2, 3])
+    lanes = lanes_of(mixture, 8 * T)
+    run(lanes, 9)
+    states = [lane.state() for lane in lanes]
+    assert all(len(state.waiting) > 10 for state in states)
+    assert decode(json.loads(json.dumps(encode(mixture, states))), mixture) == (states, [])
