@@ -178,6 +178,9 @@ def read(steps: Iterator[int], samples: int) -> int:
 
 
 def main() -> None:
+    if len(sys.argv) == 1:  # `make bench` runs every file
+        print("loader_sides.py is started by loader.py")
+        return
     side, folder = sys.argv[1], Path(sys.argv[2])
     workers, warm, samples = map(int, sys.argv[3:])
     torch.set_num_threads(1)
