@@ -6,6 +6,7 @@ start costs a fraction of a second. They find the function by its file and name:
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import inspect
 import multiprocessing
@@ -59,9 +60,17 @@ def _collect(processes: list[Any], answers: Queue, timeout: float) -> list[Any]:
             assert not dead, f"ranks {dead} died: exit status {[processes[i].exitcode for i in dead]}"
             assert time.monotonic() < deadline, f"only ranks {sorted(results)} answered within {timeout} s"
             continue
-        assert failure is None, f"rank {rank} failed:\n{failure}"
+        assert failure is None, f"rank {rank} failed{_killed(processes)}:\n{failure}"
         results[rank] = pickle.loads(payload)
     return [results[rank] for rank in range(len(processes))]
+
+
+def _killed(processes: list[Any]) -> str:
+    """A rank that a signal ended says nothing itself; its peers only lose their connection."""
+    for process in processes:
+        process.join(timeout=0.5)
+    ended = [f"rank {i} by signal {-p.exitcode}" for i, p in enumerate(processes) if (p.exitcode or 0) < 0]
+    return f" (ended before: {', '.join(ended)})" if ended else ""
 
 
 def _rank(rank: int, world_size: int, port: int, job: tuple[str, str, bytes], answers: Queue) -> None:
@@ -77,6 +86,7 @@ def _rank(rank: int, world_size: int, port: int, job: tuple[str, str, bytes], an
 
     from megatron_qwen3vl.parallel.groups import shutdown
 
+    faulthandler.enable()  # a crash in a library shows where it was called from
     torch.set_num_threads(1)
     file, name, arguments = job
     try:
