@@ -26,6 +26,8 @@ from megatron_qwen3vl.model.experts import single_expert
 from megatron_qwen3vl.model.qwen3vl import Qwen3VL
 from megatron_qwen3vl.parallel.groups import Groups
 
+POSITION_SPREAD = 0.5  # of the ViT's position table; the embedding of a coloured patch is about as large
+
 
 def build_model(
     model: ModelConfig,
@@ -126,7 +128,8 @@ def global_parameters(chunk: Qwen3VL) -> Iterator[tuple[str, torch.nn.Parameter]
 
 
 def initialize(chunks: Sequence[Qwen3VL], model: ModelConfig, seed: int) -> None:
-    """Random weights as transformers draws them: normal(0, initializer_range), biases zero, norms one.
+    """Random weights as transformers draws them (normal(0, initializer_range), biases zero, norms one), but for the two
+    terms of the ViT's first sum, which ``_spread`` draws alike in size.
 
     Each tensor is drawn whole on the CPU from (seed, name), then cut: the result depends on neither layout nor device.
     """
@@ -140,7 +143,20 @@ def initialize(chunks: Sequence[Qwen3VL], model: ModelConfig, seed: int) -> None
                 else:
                     in_language = module_of(name) == "language"
                     config = model.text_config if in_language else model.vision_config
-                    parameter.copy_(_draw(name, parameter, chunk.pg_collection, config.initializer_range, seed))
+                    std = _spread(name, parameter, config.initializer_range)
+                    parameter.copy_(_draw(name, parameter, chunk.pg_collection, std, seed))
+
+
+def _spread(name: str, parameter: torch.Tensor, initializer_range: float) -> float:
+    """The standard deviation that a matrix is drawn with.
+
+    A patch enters the ViT as its embedding plus its row of the position table. Were both drawn with one range, the sum
+    over a patch's hundreds of values would hide where the patch stands, and a model from random weights would learn
+    late to say where things are (docs/demonstration.md). Real runs begin with a trained ViT.
+    """
+    if name == "vision.patch_embed.weight":
+        return float(parameter.shape[1] ** -0.5)  # one over the root of the values: an embedding as large as a value
+    return POSITION_SPREAD if name == "vision.position_table.weight" else initializer_range
 
 
 def _draw(name: str, parameter: Any, groups: ProcessGroupCollection, std: float, seed: int) -> torch.Tensor:

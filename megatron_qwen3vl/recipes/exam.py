@@ -136,7 +136,7 @@ def _object_at(pixels: np.ndarray, spot: tuple[int, int]) -> np.ndarray:
 
 def subjects() -> Iterator[Subject]:
     yield Subject("reading", "numbers", {"conversation_share": 1.0}, 500, 8, exact)
-    yield Subject("naming", "naming_easy", {}, 100, 12, exact)
-    yield Subject("counting", "counting_easy", {}, 100, 6, exact)
-    yield Subject("boxes", "grounding_easy", {"tasks": {"box": 1.0}}, 100, 48, box_overlap)
-    yield Subject("points", "grounding_easy", {"tasks": {"point": 1.0}}, 100, 40, point_inside)
+    yield Subject("naming", "naming_easy", {}, 200, 12, exact)
+    yield Subject("counting", "counting_easy", {}, 200, 6, exact)
+    yield Subject("boxes", "grounding_easy", {"tasks": {"box": 1.0}}, 200, 36, box_overlap)
+    yield Subject("points", "grounding_easy", {"tasks": {"point": 1.0}}, 200, 24, point_inside)

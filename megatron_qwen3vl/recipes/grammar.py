@@ -58,6 +58,9 @@ def corpus(subjects: Sequence[str]) -> Iterator[str]:
             other = names[(index * 7 + cell) % len(names)]
             things = [thing(name, cell // 3, cell % 3), thing(other, cell % 3, cell // 3)]
             yield scene_sentence(things, subject)
+            yield f"Locate the {name}, output its bbox in JSON.\nPoint to the {name}, output its point in JSON."
+            yield f'assistant\n{name}\nuser\nWhat is it?\nWhat is at the point [0, 0]?\nRead the number.'
+            yield 'How many things are there?\n{"bbox_2d": [0, 0, 0, 0]}\n{"point_2d": [0, 0]}'
         for direction in DIRECTIONS:
             yield f"{appears_sentence(name, 2.0)} {moves_sentence(name, direction)}"
         yield f"user\n{READ_DIGITS}\nassistant\n{digits_sentence('123')}\nuser\n{DESCRIBE}\n" + (

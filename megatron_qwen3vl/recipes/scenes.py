@@ -27,7 +27,7 @@ FRAME = (255, 0, 150)  # around photographs only
 FRAME_WIDTH = 2  # pixels
 SHAPES = (*grammar.SHAPES, "diamond", "ring")
 TEXTURES = ("plain", "striped", "dotted")
-BACKGROUNDS = ("plain", "shaded", "noise", "photo")
+BACKGROUNDS = ("plain", "grey", "shaded", "noise", "photo")
 PHOTO = "photo"  # in place of a shape
 SHADE = 0.55  # of the colour, in stripes and dots
 T = TypeVar("T")
@@ -226,6 +226,8 @@ def _background(rng: np.random.Generator, scene: Scene, held_out: bool) -> np.nd
         grey = rng.integers(70, 180) + rng.integers(20, 60) * (np.cos(angle) * across + np.sin(angle) * down)
     elif scene.background == "noise":
         grey = rng.integers(50, 200) + rng.normal(0, 12, (height, width))
+    elif scene.background == "grey":
+        return np.full((height, width, 3), rng.integers(118, 138), np.uint8)
     else:
         grey = np.full((height, width), rng.integers(0, 256))
     tint = rng.uniform(0.92, 1.0, 3)  # a little warm or cold

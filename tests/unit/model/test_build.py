@@ -54,8 +54,10 @@ def test_random_weights(kind: str, groups: Groups) -> None:
         elif tensor.dim() == 1:
             assert (tensor == 1).all(), name
         else:
-            assert tensor.std().item() == pytest.approx(0.08, rel=0.15), name
-            assert abs(tensor.mean().item()) < 0.01, name
+            # what a patch of the ViT begins as: its place as large as its content, whose weights have a fan-in of 96
+            spread = {"vision.position_table.weight": 0.5, "vision.patch_embed.weight": 96**-0.5}.get(name, 0.08)
+            assert tensor.std().item() == pytest.approx(spread, rel=0.15), name
+            assert abs(tensor.mean().item()) < spread / 8, name
     initialize([chunk], model, seed=1)
     assert all(torch.equal(parameter, first[name]) for name, parameter in global_parameters(chunk))
     initialize([chunk], model, seed=2)
