@@ -19,7 +19,6 @@ from megatron_qwen3vl.importers.pictures import FRAMES, Frame, Photo
 from megatron_qwen3vl.recipes.boxes import Box, objects_json
 from megatron_qwen3vl.recipes.record import conversation, image, text
 
-DOMAIN = "grounding"
 TASKS = ("categories", "label", "count", "name")
 GROUPS = ("leave", "label")
 NOTHING = "nothing to ask about"

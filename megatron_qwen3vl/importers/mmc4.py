@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from megatron_qwen3vl.errors import BadSample, UserError
 from megatron_qwen3vl.importers.files import read_beside
 from megatron_qwen3vl.importers.frame import Entry, Format, Made, option, required
 from megatron_qwen3vl.importers.interleaved import Shown, Wanted, interleave
-from megatron_qwen3vl.importers.rows import JSON, Row, rows_of
+from megatron_qwen3vl.importers.rows import JSON, Row, has_fields, rows_of
 
 FIELDS = ("text_list", "image_info")
 
@@ -31,15 +31,8 @@ class Mmc4Settings:
             raise UserError(f"images: {self.images} is not a folder")
 
 
-def _check(where: str, found: Sequence[str]) -> None:
-    missing = [name for name in FIELDS if name not in found]
-    if missing:
-        there = ", ".join(map(str, found)) or "none"
-        raise UserError(f"data import: {where} has no field '{missing[0]}'; its fields are {there:.300}")
-
-
 def read(source: Path, settings: Mmc4Settings) -> Iterator[Entry]:
-    for row in rows_of(source, JSON, FIELDS, _check):
+    for row in rows_of(source, JSON, FIELDS, partial(has_fields, FIELDS)):
         yield Entry(row.key, partial(_make, row, settings), part=row.part)
 
 

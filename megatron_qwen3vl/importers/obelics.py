@@ -18,7 +18,7 @@ from megatron_qwen3vl.importers.files import read_beside
 from megatron_qwen3vl.importers.frame import Entry, Format, Made, option, required
 from megatron_qwen3vl.importers.groups import group
 from megatron_qwen3vl.importers.interleaved import Shown, Wanted, interleave
-from megatron_qwen3vl.importers.rows import JSON, PARQUET, Row, rows_of
+from megatron_qwen3vl.importers.rows import JSON, PARQUET, Row, has_fields, rows_of
 
 FIELDS = ("images", "texts")
 BY_HASH = ("sha256", "md5")
@@ -30,7 +30,7 @@ Find = Callable[[str], bytes]
 @dataclass(frozen=True)
 class ObelicsSettings:
     images: str = required("folder with the files of the images")
-    find: str = option("sha256", "how a file is named: sha256 or md5 of its address; img2dataset; or a file, see below")
+    find: str = option("sha256", "files named by the address's sha256 or md5; img2dataset; or a list {url, file}")
     min_images: int = option(1, "leave out documents with fewer images than this that can be used")
     max_images: int | None = option(None, "leave out documents with more")
     min_side: int = option(1, "leave images out of their documents whose shorter side has fewer pixels")
@@ -46,16 +46,9 @@ class ObelicsSettings:
             raise UserError(problems)
 
 
-def _check(fields: Sequence[str], where: str, found: Sequence[str]) -> None:
-    missing = [name for name in fields if name not in found]
-    if missing:
-        there = ", ".join(map(str, found)) or "none"
-        raise UserError(f"data import: {where} has no field '{missing[0]}'; its fields are {there:.300}")
-
-
 def read(source: Path, settings: ObelicsSettings) -> Iterator[Entry]:
     with _finder(settings) as find:
-        for row in rows_of(source, (*PARQUET, *JSON), FIELDS, partial(_check, FIELDS)):
+        for row in rows_of(source, (*PARQUET, *JSON), FIELDS, partial(has_fields, FIELDS)):
             yield Entry(row.key, partial(_make, row, find, settings), part=row.part)
 
 
@@ -89,7 +82,7 @@ def _first(folder: Path, names: Sequence[str]) -> bytes:
 def _of_img2dataset(folder: Path) -> Iterator[tuple[str, str]]:
     """Its ``files`` output: 00000.parquet says which address is 00000/KEY.jpg."""
     fields = ("url", "key", "status")
-    for row in rows_of(folder, PARQUET, fields, partial(_check, fields)):
+    for row in rows_of(folder, PARQUET, fields, partial(has_fields, fields)):
         values = row.read()
         if values["status"] == "success":
             yield str(values["url"]), f"{row.key.rsplit('_', 1)[0]}/{values['key']}"
@@ -98,7 +91,7 @@ def _of_img2dataset(folder: Path) -> Iterator[tuple[str, str]]:
 def _of_list(path: Path) -> Iterator[tuple[str, str]]:
     """``{"url": ..., "file": ...}``, a name inside the folder, with or without its ending."""
     fields = ("url", "file")
-    for row in rows_of(path, JSON, fields, partial(_check, fields)):
+    for row in rows_of(path, JSON, fields, partial(has_fields, fields)):
         try:
             values = row.read()
         except BadSample as bad:

@@ -82,7 +82,7 @@ def read(source: Path, settings: PixmoSettings) -> Iterator[Entry]:
         for image in by_image.names():
             rows = [Row(*row) for row in by_image.of(image)]
             done += len(rows)
-            mark = hashlib.sha256(image.encode()).hexdigest()[:20]
+            mark = hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()[:20]
             for chunk in range(-(-len(rows) // settings.turns)):
                 some = rows[chunk * settings.turns : (chunk + 1) * settings.turns]
                 key = f"{mark}_{chunk}"

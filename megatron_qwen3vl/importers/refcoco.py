@@ -44,7 +44,7 @@ class RefCocoSettings:
     split: tuple[str, ...] = option(("train",), "splits that are read; the others are for evaluation")
     turns: int = option(8, "most questions of a sample; a picture with more expressions gives several samples")
     describe: float = option(0.25, "share of the expressions that are asked for, from the box, instead of given")
-    coordinates: str = option("stored", "as for coco")
+    coordinates: str = option("stored", "where EXIF turns a picture but keeps its size: `stored` pixels or `displayed`")
 
     def __post_init__(self) -> None:
         problems = one_of("coordinates", self.coordinates, FRAMES)

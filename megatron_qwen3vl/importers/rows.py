@@ -57,6 +57,14 @@ def rows_of(source: Path, endings: Sequence[str], columns: Sequence[str], check:
             yield _shared_out(Row(f"{stem}_{line.number:07d}", where, line.part, line.object), number, len(files))
 
 
+def has_fields(fields: Sequence[str], where: str, found: Sequence[str]) -> None:
+    """Raises UserError, which names the first of ``fields`` that is not among those ``found``."""
+    missing = [name for name in fields if name not in found]
+    if missing:
+        there = ", ".join(map(str, found)) or "none"
+        raise UserError(f"data import: {where} has no field '{missing[0]}'; its fields are {there:.300}")
+
+
 def _has(endings: Sequence[str], name: str) -> bool:
     return bool(set(PARQUET if name == "Parquet" else JSON) & set(endings))
 
