@@ -20,12 +20,14 @@ import logging
 import multiprocessing
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.util import Finalize
 from typing import NamedTuple
 
 import numpy as np
@@ -94,8 +96,8 @@ def read_planned(source: SampleSource, row: int, length: int, pixels: bool, pad_
         sample = source.read(row, pixels)
     except Exception as error:
         if is_out_of_memory(error):
-            raise MemoryError(f"sample {source.key(row)}: {error}") from error
-        raise ReadError(f"sample {source.key(row)}: {type(error).__name__}: {error}") from error
+            raise MemoryError(f"sample {_name_of(source, row)}: {error}") from error
+        raise ReadError(f"sample {_name_of(source, row)}: {type(error).__name__}: {error}") from error
     if sample.failure is None and pixels and sample.patches is not None:
         expected = int(sample.grids.prod(axis=1).sum())
         if len(sample.patches) != expected:
@@ -105,6 +107,14 @@ def read_planned(source: SampleSource, row: int, length: int, pixels: bool, pad_
         why = sample.failure or f"{len(sample.input_ids)} tokens, the index says {length}"
         return failed_sample(sample.key, sample.domain, length, pad_id, why)
     return sample
+
+
+def _name_of(source: SampleSource, row: int) -> str:
+    """Its key, or its number where what went wrong is the index that has the keys."""
+    try:
+        return source.key(row)
+    except Exception:
+        return f"{row} of {source.name}"
 
 
 @dataclass(frozen=True)
@@ -163,8 +173,10 @@ class ReaderPool:
         self._vacant: deque[tuple[int, Task | None]] = deque()  # places without a worker, and what each begins with
         self._failed_starts = 0
         self._wake_reader, self._wake_writer = self._context.Pipe(duplex=False)
-        self._thread = threading.Thread(target=self._collect, name="reader-pool", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="reader-pool", daemon=True)
         self._thread.start()
+        # where nobody closed it, because something else failed, Python would wait for the workers for ever at its end
+        self._at_exit = Finalize(None, self.close, exitpriority=0)
 
     def process_ids(self) -> list[int]:
         with self._lock:
@@ -197,6 +209,7 @@ class ReaderPool:
                 return
             self._closed = True
             self._wake_writer.send(None)
+        self._at_exit.cancel()
         self._thread.join()
         for worker in self._workers:
             worker.connection.close()
@@ -239,6 +252,14 @@ class ReaderPool:
             if len(worker.doing) >= _IN_FLIGHT:
                 return
             self._give(worker, self._todo.popleft())
+
+    def _work(self) -> None:
+        try:
+            self._collect()
+        except Exception as error:  # nobody else would ever wake who waits for a result
+            with self._lock:
+                self._break("".join(traceback.format_exception(error)).strip())
+                self._lock.notify_all()
 
     def _collect(self) -> None:
         before = time.monotonic()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from megatron_qwen3vl.data.loader import Loader
 from megatron_qwen3vl.data.quarantine import failed_documents
 from megatron_qwen3vl.data.source import Source, open_source
 from megatron_qwen3vl.data.workers import ReadError, WorkerLimits
+from megatron_qwen3vl.errors import UserError
 from tests.unit.data.fake_source import FakeSource, fake_source
 from tests.unit.data.shard_helpers import LIMITS, model, picture, tokenizer
 from tests.unit.data.test_loader import CONFIG, assert_gone, content
@@ -83,6 +86,36 @@ def test_a_machine_that_gives_no_process_ends_the_run_with_a_reason() -> None:
                     loader.next()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@dataclass(frozen=True)
+class Nameless(FakeSource):
+    """Its index was removed while it was in use."""
+
+    def key(self, index: int) -> str:
+        raise UserError("the index was removed; start again")
+
+
+@pytest.mark.parametrize("what", ["", "die"])  # the worker cannot name its sample; this process cannot
+def test_samples_that_cannot_be_named_end_the_run_with_a_reason(what: str) -> None:
+    source = Nameless("a", np.full(8, 40, np.int32), dict.fromkeys(range(8), what))
+    loader = Loader(ONE_EACH, [source], [1.0])
+    with closing(loader), pytest.raises(ReadError, match="the index was removed"):
+        loader.next()
+    assert_gone(loader._pool.process_ids())
+
+
+def test_a_program_that_ends_without_closing_takes_its_workers_along() -> None:
+    """As one does that cannot load the weights for which its data is open already."""
+    program = (
+        "from tests.faults.test_workers import ONE_EACH, Loader, fake_source\n"
+        "loader = Loader(ONE_EACH, [fake_source('a', *[40] * 8)], [1.0])\n"
+        "print(*loader._pool.process_ids(), flush=True)\n"
+        "raise SystemExit(3)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=120)
+    assert ended.returncode == 3
+    assert_gone([int(number) for number in ended.stdout.split()])
 
 
 def pictures(folder: Path) -> Source:
