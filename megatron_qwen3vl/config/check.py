@@ -200,10 +200,10 @@ def _storage(storage: StorageConfig) -> Iterator[str]:
     yield from _at_least("storage.retries", storage.retries, 0)
     yield from _between("storage.backoff_s", storage.backoff_s, 0.0, 60.0)
     yield from _above("storage.timeout_s", storage.timeout_s, 0.0)
-    if storage.endpoint is not None and not storage.endpoint.startswith(("http://", "https://")):
-        yield f"storage.endpoint={storage.endpoint}: must begin with http:// or https://"
     if storage.endpoint is not None and "@" in storage.endpoint:
         yield "storage.endpoint: holds credentials; give them in the environment (AWS_ACCESS_KEY_ID)"
+    elif storage.endpoint is not None and not storage.endpoint.startswith(("http://", "https://")):
+        yield f"storage.endpoint={storage.endpoint}: must begin with http:// or https://"
     if storage.cache is not None:
         yield from _writable_folder("storage.cache", Path(storage.cache))
     yield from _at_least("storage.cache_bytes", storage.cache_bytes, 1)

@@ -95,7 +95,8 @@ def find_shards(spec: str | Sequence[str], base: Path, storage: StorageConfig | 
     problems: list[str] = []
     if any(is_address(entry) for entry in entries):
         if storage is None:
-            raise UserError(f"shards: {without_credentials(entries[0])}: addresses are not read here; copy the shards")
+            name = without_credentials(next(entry for entry in entries if is_address(entry)))
+            raise UserError(f"shards: {name}: addresses are not read here; copy the shards")
         if not all(is_address(entry) for entry in entries):
             raise UserError("shards: names files and addresses; give each kind a source of its own")
         return [Shard(*found) for found in find_tars(_expand_all(entries), storage)]
@@ -136,10 +137,14 @@ def _how_to_get(missing: Path, base: Path) -> str:
 
 
 def _expand_all(addresses: Sequence[str]) -> list[str]:
-    try:
-        return [name for entry in addresses for name in expand_urls(entry) if name]
-    except ValueError as error:
-        raise UserError(f"shards: {without_credentials(addresses[0])} is not a brace pattern ({error})") from None
+    names: list[str] = []
+    for entry in addresses:
+        try:
+            names += [name for name in expand_urls(entry) if name]
+        except ValueError:  # its text would show credentials
+            name = without_credentials(entry)
+            raise UserError(f"shards: {name} is not a brace pattern: mend its braces, as in {{0..9}}.tar") from None
+    return names
 
 
 def _expand(entry: str, base: Path, problems: list[str]) -> list[Path]:

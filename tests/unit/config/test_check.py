@@ -91,6 +91,7 @@ IMPOSSIBLE = {
     "storage.timeout_s=0": "storage.timeout_s=0.0: must be above 0",
     "storage.endpoint=host:9000": "storage.endpoint=host:9000: must begin with http:// or https://",
     "storage.endpoint=https://me:secret@host": "storage.endpoint: holds credentials",
+    "storage.endpoint=me:secret@host": "storage.endpoint: holds credentials",
     "storage.cache=/etc/passwd": "storage.cache=/etc/passwd: /etc/passwd is a file",
     "storage.cache_bytes=0": "storage.cache_bytes=0: must be at least 1",
     "storage.cache_block=200000000000": "storage.cache_block=200000000000: must be at least 0 and at most 1e+11",
