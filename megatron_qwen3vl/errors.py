@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""What ends a command, and what takes one sample out, each with words for the user."""
 
 from __future__ import annotations
 

@@ -6,9 +6,8 @@ parts one after another (``too_long: split``), with ``#1``, ``#2`` behind its ke
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -52,23 +51,17 @@ class Indexes:
         """``held``: those that are in no file."""
         self._shards, self._tokenizer, self._cache = shards, tokenizer, cache
         self._catalogue, self._held = catalogue, held
-        self._open: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._opened = lru_cache(_INDEXES_KEPT)(self._open)  # several threads ask: reading ahead, naming what was read
 
     def __reduce__(self) -> tuple[Callable[..., Indexes], tuple[object, ...]]:
         return Indexes, (self._shards, self._tokenizer, self._cache, self._catalogue, self._held)
 
     def __getitem__(self, shard: int) -> ShardIndex:
         """Raises UserError where the index was changed or removed since the catalogue was made."""
-        if shard in self._held:
-            return self._held[shard]
-        if shard in self._open:
-            self._open.move_to_end(shard)
-        else:
-            digest = self._catalogue.digest(shard)
-            self._open[shard] = reopen_index(self._shards[shard], self._tokenizer, self._cache, digest)
-            if len(self._open) > _INDEXES_KEPT:
-                self._open.popitem(last=False)
-        return self._open[shard]
+        return self._held[shard] if shard in self._held else self._opened(shard)
+
+    def _open(self, shard: int) -> ShardIndex:
+        return reopen_index(self._shards[shard], self._tokenizer, self._cache, self._catalogue.digest(shard))
 
 
 class Source:

@@ -1,4 +1,4 @@
-"""Everything one stage needs, built in the order model -> optimizer -> weights -> data."""
+"""Everything one stage needs, built in the order data -> model -> optimizer -> weights."""
 
 from __future__ import annotations
 
@@ -118,13 +118,14 @@ def check_data(config: RunConfig, stages: Sequence[str], ingredients: Ingredient
             for problem in error.problems:
                 keys_of.setdefault(problem, []).append(f"stages.{name}.mixture")
     if stages and config.validation.mixture is not None and config.validation.every > 0:
-        try:
-            open_sources(config.validation.mixture, config.model, ingredients, config.storage, cache)
-        except UserError as error:
-            for problem in error.problems:
-                keys_of.setdefault(problem, []).append("validation.mixture")
+        for length in sorted({config.stages[name].sequence_length for name in stages}):
+            try:
+                open_sources(config.validation.mixture, config.model, ingredients, config.storage, cache, length)
+            except UserError as error:
+                for problem in error.problems:
+                    keys_of.setdefault(problem, []).append("validation.mixture")
     if keys_of:
-        raise UserError([f"{', '.join(keys)}: {problem}" for problem, keys in keys_of.items()])
+        raise UserError([f"{', '.join(dict.fromkeys(keys))}: {problem}" for problem, keys in keys_of.items()])
 
 
 def pack_cost(model: ModelConfig) -> PackCost:

@@ -45,7 +45,9 @@ def measure(
 
     def count_rounds() -> Parcel[int]:
         plan.extend(_groups_of(chosen, length))
-        return Parcel((), -(-len(plan) // groups.dp_size))
+        # readers whose indexes differ would compute another number of packs, or packs of other sizes
+        digest = hash(tuple((i, _tokens(chosen[i]), part[0]) for part in plan for i in part)) & 2**63 - 1
+        return Parcel((), -(-len(plan) // groups.dp_size), digest=digest)
 
     def read(first: int) -> Parcel[Sequence[int]]:
         together = plan[first : first + groups.dp_size]
