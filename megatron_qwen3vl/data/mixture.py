@@ -40,6 +40,10 @@ def load_mixture(path: str | Path) -> MixtureConfig:
         raise UserError(f"mixture {path}: no such file") from None
     except OSError as error:
         raise UserError(f"mixture {path}: cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        # not the line itself: an address in it may be signed
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"mixture {path}: not valid YAML: {where}{error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"mixture {path}: not valid YAML: {' '.join(str(error).split())}") from None
     entries = tree.get("sources") if isinstance(tree, dict) else None

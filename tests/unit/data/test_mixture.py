@@ -42,6 +42,8 @@ def test_missing_file_and_bad_yaml_name_the_file(tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("sources: [")
     assert str(broken) in problems(broken)[0] and "\n" not in problems(broken)[0]
+    broken.write_text("sources:\n- {name: a, shards: https://host/a.tar?signature=secret, weight: 1\n")
+    assert "line 2: " in problems(broken)[0] and "secret" not in problems(broken)[0]
     for text in ("", "sources: []", "- a", "sources: {name: a}"):
         broken.write_text(text)
         assert "sources: must list" in problems(broken)[0]
