@@ -55,6 +55,7 @@ def start_device(want: str = "auto") -> Device:
         _answer_random_calls()
         _answer_megatron_calls()
         _answer_unequal_collectives()
+        _answer_coalesced_gathers()
     return Device("cpu", torch.device("cpu"), "gloo")
 
 
@@ -251,6 +252,31 @@ def _answer_unequal_collectives() -> None:
         return None
 
     distributed.all_gather, distributed.reduce_scatter = all_gather, reduce_scatter
+
+
+@dataclass(frozen=True)
+class _Gather:
+    """An all-gather that takes place when it is waited for."""
+
+    group: Any
+    outputs: list[torch.Tensor]
+    inputs: list[torch.Tensor]
+
+    def wait(self) -> None:
+        for output, own in zip(self.outputs, self.inputs, strict=True):
+            dist.all_gather_into_tensor(output, own, group=self.group)
+
+
+def _answer_coalesced_gathers() -> None:
+    """Overlap of gathered weights: several of torch 2.13's coalesced all-gathers under way in gloo's threads broke the
+    heap there, about once in a thousand steps ("malloc(): unaligned tcache chunk", in AsyncAllgatherCoalescedWork).
+
+    All ranks of a group wait for their weights in the order of the same modules, so deferring is safe.
+    """
+    group: Any = dist.ProcessGroup
+    for name in ("all_gather_single_coalesced", "allgather_into_tensor_coalesced"):  # since and before torch 2.13
+        if hasattr(group, name):
+            setattr(group, name, lambda self, outputs, inputs, *options: _Gather(self, outputs, inputs))
 
 
 def _nothing(*args: object, **kwargs: object) -> None:
